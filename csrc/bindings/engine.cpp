@@ -1,0 +1,197 @@
+// Binds the engine: convert, check, release the GIL, call.
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <torch/csrc/jit/python/pybind_utils.h>
+
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "core/error.h"
+#include "engine/comm_hook.h"
+#include "engine/engine.h"
+#include "engine/lane_exchange.h"
+#include "engine/stream_exchange.h"
+#include "transports/c10d_p2p.h"
+#include "transports/faulty.h"
+
+namespace lgreco::bindings {
+namespace {
+
+namespace py = pybind11;
+using engine::Engine;
+using transports::Faults;
+
+DType dtype_of(const at::Tensor& parameter, const std::string& name) {
+  switch (parameter.scalar_type()) {
+    case at::kFloat: return DType::kFloat32;
+    case at::kBFloat16: return DType::kBFloat16;
+    case at::kHalf: return DType::kFloat16;
+    default: break;
+  }
+  throw ValueError(concat("layer '", name, "' must be fp32, bf16 or fp16, got ",
+                          parameter.scalar_type()));
+}
+
+codecs::Choice choice_from(const py::dict& fields) {
+  codecs::Choice choice;
+  for (const auto& [key, value] : fields) {
+    const auto name = py::cast<std::string>(key);
+    const auto text = py::cast<std::string>(py::str(value));
+    if (name == "codec") {
+      choice.codec = text;
+    } else {
+      choice.parameters[name] = text;
+    }
+  }
+  return choice;
+}
+
+// An engine may die wherever the last reference is dropped, DDP's reducer included; its lanes need
+// the GIL to finish what is theirs to finish, so it must not be held while they are joined.
+void destroy(Engine* engine) {
+  if (Py_IsInitialized() != 0 && PyGILState_Check() != 0) {
+    const py::gil_scoped_release release;
+    delete engine;
+  } else {
+    delete engine;
+  }
+}
+
+struct Settings {
+  uint64_t seed = 0;
+  uint64_t warmup_steps = 0;
+  std::string residual = "fp32";
+  int check_replicas_every = 0;
+  int64_t timeout_ms = 0;
+  int64_t chunk_bytes = 0;
+  int64_t window_bytes = 0;
+};
+
+std::shared_ptr<Engine> make_engine(const Settings& settings,
+                                    const c10::intrusive_ptr<c10d::ProcessGroup>& cpu_group,
+                                    const c10::intrusive_ptr<c10d::ProcessGroup>& ddp_group,
+                                    const std::vector<std::string>& names,
+                                    const std::vector<at::Tensor>& parameters,
+                                    const std::vector<py::dict>& choices,
+                                    std::optional<at::Tensor> scale,
+                                    const std::shared_ptr<Faults>& faults) {
+  require(!parameters.empty(), "the model has no parameter that requires a gradient");
+  std::vector<LayerSpec> layers;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    layers.push_back({names[i], parameters[i].sizes().vec(), parameters[i].numel(),
+                      dtype_of(parameters[i], names[i])});
+  }
+  std::vector<codecs::Choice> native;
+  for (const py::dict& fields : choices) native.push_back(choice_from(fields));
+
+  engine::EngineOptions options;
+  options.rank = ddp_group->getRank();
+  options.world_size = ddp_group->getSize();
+  options.warmup_steps = settings.warmup_steps;
+  options.exchange.seed = settings.seed;
+  if (settings.residual == "off") {
+    options.exchange.residual_dtype.reset();
+  } else {
+    options.exchange.residual_dtype = dtype_from(settings.residual);
+  }
+  options.exchange.check_replicas_every = settings.check_replicas_every;
+  options.exchange.timeout = std::chrono::milliseconds(settings.timeout_ms);
+  if (settings.chunk_bytes > 0) options.exchange.chunk_bytes = settings.chunk_bytes;
+  if (settings.window_bytes > 0) options.exchange.window_bytes = settings.window_bytes;
+
+  const at::Device device = parameters[0].device();
+  const auto make_exchange = [&](const engine::ExchangeOptions& exchange,
+                                 std::vector<at::Tensor> tensors,
+                                 std::shared_ptr<const engine::Plan> plan)
+      -> std::unique_ptr<engine::Exchange> {
+    if (device.is_cuda()) {
+      return engine::make_stream_exchange(ddp_group->getBackend(device.type()), exchange,
+                                          std::move(tensors), std::move(plan));
+    }
+    auto transport = transports::make_c10d_p2p(cpu_group->getBackend(at::kCPU));
+    if (faults) transport = transports::make_faulty(std::move(transport), faults);
+    return std::make_unique<engine::LaneExchange>(std::move(transport), exchange,
+                                                  std::move(tensors), std::move(plan));
+  };
+  const py::gil_scoped_release release;
+  return {new Engine(options, std::move(layers), parameters, native, std::move(scale), make_exchange),
+          destroy};
+}
+
+void bind_faults(py::module_& module) {
+  py::class_<Faults, std::shared_ptr<Faults>>(module, "Faults", "Faults made on purpose, for tests.")
+      .def(py::init<>())
+      .def_property("gate_closed", [](const Faults& f) { return f.gate_closed.load(); },
+                    [](Faults& f, bool closed) { f.gate_closed = closed; })
+      .def_property("send_delay_ms", [](const Faults& f) { return f.send_delay_ms.load(); },
+                    [](Faults& f, int ms) { f.send_delay_ms = ms; })
+      .def_property("receive_delay_ms", [](const Faults& f) { return f.receive_delay_ms.load(); },
+                    [](Faults& f, int ms) { f.receive_delay_ms = ms; });
+}
+
+void bind_settings(py::module_& module) {
+  py::class_<Settings>(module, "Settings", "What an engine is told once.")
+      .def(py::init<>())
+      .def_readwrite("seed", &Settings::seed)
+      .def_readwrite("warmup_steps", &Settings::warmup_steps)
+      .def_readwrite("residual", &Settings::residual)
+      .def_readwrite("check_replicas_every", &Settings::check_replicas_every)
+      .def_readwrite("timeout_ms", &Settings::timeout_ms)
+      .def_readwrite("chunk_bytes", &Settings::chunk_bytes)
+      .def_readwrite("window_bytes", &Settings::window_bytes);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  bind_faults(module);
+  bind_settings(module);
+  py::class_<engine::LayerResidual>(module, "LayerResidual", "One layer's residuals on this rank.")
+      .def(py::init([](std::string name, at::Tensor sender, std::optional<at::Tensor> owner,
+                       int64_t owner_offset) {
+             return engine::LayerResidual{std::move(name), std::move(sender),
+                                          owner ? *owner : at::Tensor(), owner_offset};
+           }),
+           py::arg("name"), py::arg("sender"), py::arg("owner"), py::arg("owner_offset"))
+      .def_readonly("name", &engine::LayerResidual::name)
+      .def_readonly("sender", &engine::LayerResidual::sender)
+      .def_property_readonly("owner",
+                             [](const engine::LayerResidual& r) -> std::optional<at::Tensor> {
+                               if (!r.owner.defined()) return std::nullopt;
+                               return r.owner;
+                             })
+      .def_readonly("owner_offset", &engine::LayerResidual::owner_offset);
+
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine", "The engine behind lgreco.State.")
+      .def(py::init(&make_engine), py::arg("settings"), py::arg("cpu_group"), py::arg("ddp_group"),
+           py::arg("names"), py::arg("parameters"), py::arg("choices"), py::arg("scale"),
+           py::arg("faults"))
+      .def("register_on",
+           [](const std::shared_ptr<Engine>& engine, c10d::Reducer& reducer) {
+             reducer.register_comm_hook(std::make_unique<engine::CommHook>(engine));
+           },
+           released)
+      .def("run",
+           [](Engine& engine, c10d::GradBucket& bucket) {
+             return std::make_shared<torch::jit::PythonFutureWrapper>(engine.run(bucket));
+           },
+           released)
+      .def("discard", &Engine::discard, released)
+      .def("close", &Engine::close, released)
+      .def("committed_steps", &Engine::committed_steps, released)
+      .def("residuals", &Engine::residuals, released)
+      .def("load", &Engine::load, released)
+      .def("fingerprint", &Engine::fingerprint)
+      .def("stats", [](Engine& engine) {
+        const engine::ExchangeStats stats = engine.stats();
+        py::dict out;
+        out["steps"] = stats.steps;
+        out["wire_bytes"] = stats.wire_bytes;
+        out["buffer_bytes"] = stats.buffer_bytes;
+        out["residual_bytes"] = engine.residual_bytes();
+        return out;
+      });
+}
+
+}  // namespace lgreco::bindings

@@ -1,0 +1,72 @@
+// What the engine asks of an exchange: average one bucket after the other, whole steps at a time.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/plan.h"
+#include "engine/residuals.h"
+
+namespace lgreco::engine {
+
+using FuturePtr = c10::intrusive_ptr<c10::ivalue::Future>;
+
+/// One call of the hook.
+struct BucketCall {
+  int32_t index = 0;
+  bool last = false;
+  at::Tensor buffer;                   ///< flat, [numel]; averaged in place
+  const std::vector<int32_t>& layers;  ///< ids in bucket order
+};
+
+struct ExchangeOptions {
+  uint64_t seed = 0;
+  std::optional<DType> residual_dtype = DType::kFloat32;
+  int64_t chunk_bytes = 256 * 1024;   ///< of one message
+  int64_t window_bytes = 512 * 1024;  ///< posted receives of one round
+  std::chrono::milliseconds timeout{30 * 60 * 1000};
+  int check_replicas_every = 0;  ///< steps; 0: never
+};
+
+/// Counters of the last step, and what is held.
+struct ExchangeStats {
+  int64_t steps = 0;         ///< committed
+  int64_t wire_bytes = 0;    ///< sent by this rank
+  int64_t buffer_bytes = 0;  ///< wire buffers and inboxes held
+};
+
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+
+  /// Prepares for a new step under `plan`, which may differ from the last one's; settle() and
+  /// drain() came before. `scale`: the loss scale, fp32 scalar on the gradients' device.
+  virtual void begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) = 0;
+  /// Starts the exchange of a bucket; returns before any byte is delivered.
+  virtual FuturePtr run(const BucketCall& call) = 0;
+
+  /// Commits or drops what the last step wrote; nothing may be in flight.
+  virtual void settle() = 0;
+  /// The last step will be dropped instead of committed.
+  virtual void discard() = 0;
+  /// Waits for all buckets in flight; throws what made one of them fail.
+  virtual void drain() = 0;
+  /// Stops at once, releases threads and buffers. Futures in flight get an error.
+  virtual void close() = 0;
+
+  /// Zero residuals under `plan`, as before the first step.
+  virtual void restart(std::shared_ptr<const Plan> plan) = 0;
+  /// The plan that residuals() is laid out by.
+  virtual const Plan& plan() const = 0;
+  virtual uint64_t committed_steps() = 0;
+  virtual void set_committed_steps(uint64_t steps) = 0;
+  virtual Residuals& residuals() = 0;
+  virtual ExchangeStats stats() const = 0;
+};
+
+}  // namespace lgreco::engine

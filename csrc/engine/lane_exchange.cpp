@@ -1,0 +1,239 @@
+// The exchange on CPU: steps, buckets and their completion. The lanes' work is in lane_work.cpp.
+#include "engine/lane_exchange.h"
+
+#include <ATen/core/jit_type.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "core/error.h"
+
+namespace lgreco::engine {
+namespace {
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return DType::kFloat32;
+    case at::kBFloat16: return DType::kBFloat16;
+    case at::kHalf: return DType::kFloat16;
+    default: break;
+  }
+  throw ValueError(concat("gradients must be fp32, bf16 or fp16, got ", tensor.scalar_type()));
+}
+
+// Scatter answers come straight from a peer; gather answers wait for others' scatter. Giving up on
+// the first a little earlier lets the rank that knows who is silent be the first to say so.
+constexpr double kScatterShare = 0.8;
+
+}  // namespace
+
+LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
+                           const ExchangeOptions& options, std::vector<at::Tensor> parameters,
+                           std::shared_ptr<const Plan> plan)
+    : options_(options),
+      transport_(std::move(transport)),
+      rank_(transport_->rank()),
+      world_size_(transport_->size()),
+      parameters_(std::move(parameters)),
+      plan_(std::move(plan)),
+      residuals_(std::make_unique<Residuals>(*plan_, rank_, options.residual_dtype, at::kCPU)),
+      payloads_(world_size_) {
+  codec_lane_ = std::make_unique<CodecLane>([this](const Task& task) { work(task); });
+  const auto lost = [this](const Expected& expected, const std::string& error) {
+    fail(concat("step ", attempted_steps_, ", bucket ", expected.job->bucket, ": rank ",
+                expected.peer, " is lost: ", error),
+         expected.peer);
+  };
+  scatter_lane_ = std::make_unique<ReceiveLane>(
+      options.window_bytes,
+      [this](const Expected& expected) { arrived(*expected.job, expected.chunk); }, lost);
+  gather_lane_ = std::make_unique<ReceiveLane>(
+      options.window_bytes,
+      [this](const Expected& expected) {
+        codec_lane_->post({Task::Kind::kDecode, expected.job, expected.chunk});
+      },
+      lost);
+  const auto limit = options.timeout * 9 / 10;
+  const auto period = std::clamp(limit / 50, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
+  watchdog_ = std::make_unique<Watchdog>(period, [this, limit] {
+    scatter_lane_->check_deadline(
+        std::chrono::milliseconds(static_cast<int64_t>(limit.count() * kScatterShare)));
+    gather_lane_->check_deadline(limit);
+  });
+}
+
+void LaneExchange::settle() {
+  if (complete_ && !dropped_) {
+    residuals_->commit();
+    ++committed_steps_;
+  }
+  complete_ = false;
+  dropped_ = false;
+}
+
+void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) {
+  if (plan != plan_) {
+    clear_jobs(0);
+    auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
+    moved->take_over(*plan, *residuals_, *plan_, rank_);
+    residuals_ = std::move(moved);
+    plan_ = std::move(plan);
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    next_to_complete_ = 0;
+    for (const auto& job : jobs_) job->done = false;
+  }
+  scale_ = scale ? *scale->const_data_ptr<float>() : 1.0F;
+  ++attempted_steps_;
+  last_sent_bytes_ = sent_bytes_.exchange(0);
+  codec_lane_->post({Task::Kind::kBegin, nullptr, 0});
+}
+
+void LaneExchange::clear_jobs(size_t keep) {
+  for (size_t i = keep; i < jobs_.size(); ++i) jobs_[i]->finish_sends(options_.timeout);
+  const std::lock_guard lock(mutex_);
+  jobs_.resize(std::min(jobs_.size(), keep));
+}
+
+void LaneExchange::restart(std::shared_ptr<const Plan> plan) {
+  clear_jobs(0);
+  plan_ = std::move(plan);
+  residuals_ = std::make_unique<Residuals>(*plan_, rank_, options_.residual_dtype, at::kCPU);
+}
+
+Job& LaneExchange::job_for(const BucketCall& call) {
+  const auto index = static_cast<size_t>(call.index);
+  ensure(index <= jobs_.size(), "bucket ", index, " came before bucket ", jobs_.size());
+  if (index < jobs_.size() && jobs_[index]->layers != call.layers) clear_jobs(index);  // rebuilt
+  if (call.last) clear_jobs(index + 1);  // fewer buckets than before
+  if (index == jobs_.size()) {
+    auto job = std::make_unique<Job>(*plan_, call.layers, options_.chunk_bytes, *transport_);
+    ensure(index < (1U << 12) && job->layout.largest_chunk_count() < (1 << 14),
+           "a bucket may have at most 16383 chunks and a model at most 4095 buckets");
+    const std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(job));
+  }
+  return *jobs_[index];
+}
+
+FuturePtr LaneExchange::run(const BucketCall& call) {
+  throw_if_failed();
+  Job& job = job_for(call);
+  ensure(call.buffer.numel() == job.layout.numel(), "bucket ", call.index, " has ",
+         call.buffer.numel(), " elements, its layers have ", job.layout.numel());
+  job.buffer = call.buffer;
+  job.gradient = static_cast<uint8_t*>(call.buffer.mutable_data_ptr());
+  job.dtype = dtype_of(call.buffer);
+  job.bucket = call.index;
+  job.future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
+  job.decodes_left = static_cast<int32_t>(job.layout.chunks().size());
+  job.nonfinite = false;
+  std::fill(job.sent.begin(), job.sent.end(), 0);
+  for (int i = 0; i < job.layout.chunk_count_of(rank_); ++i) job.arrivals[i] = 0;
+  const FuturePtr future = job.future;
+  {
+    const std::lock_guard lock(mutex_);
+    job.active = true;
+    ++active_jobs_;
+  }
+  if (call.last) complete_ = true;
+  if (job.decodes_left == 0) {  // nothing but zero-element layers
+    codec_lane_->post({Task::Kind::kDecode, &job, -1});
+    return future;
+  }
+  expect_messages(job);
+  queue_encodes(job);
+  return future;
+}
+
+int32_t LaneExchange::tag_of(const Job& job, int32_t chunk, Round round) const {
+  const auto step = static_cast<uint32_t>(attempted_steps_ & 0xFU);
+  const auto index = static_cast<uint32_t>(job.layout.chunks()[chunk].index);
+  return static_cast<int32_t>(step << 27 | static_cast<uint32_t>(job.bucket) << 15 |
+                              static_cast<uint32_t>(round) << 14 | index);
+}
+
+// Pairwise schedule: in turn d every rank sends to the rank d after it and receives from the rank d
+// before it, so each link carries one stream each way.
+void LaneExchange::expect_messages(Job& job) {
+  expected_.clear();
+  for (int index = 0; index < job.layout.chunk_count_of(rank_); ++index) {
+    const int32_t chunk = job.first_own + index;
+    for (int turn = 1; turn < world_size_; ++turn) {
+      const int peer = (rank_ - turn + world_size_) % world_size_;
+      expected_.push_back({&job.scatter_in(peer, chunk), &job, chunk, peer,
+                           tag_of(job, chunk, kScatter), job.layout.chunks()[chunk].bytes});
+    }
+  }
+  scatter_lane_->expect(expected_.data(), expected_.size());
+  expected_.clear();
+  for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
+    for (int turn = 1; turn < world_size_; ++turn) {
+      const int owner = (rank_ - turn + world_size_) % world_size_;
+      if (index >= job.layout.chunk_count_of(owner)) continue;
+      const int32_t chunk = job.layout.first_chunk_of(owner) + index;
+      expected_.push_back({job.gather_in[chunk].get(), &job, chunk, owner,
+                           tag_of(job, chunk, kGather), job.layout.chunks()[chunk].bytes});
+    }
+  }
+  gather_lane_->expect(expected_.data(), expected_.size());
+}
+
+void LaneExchange::queue_encodes(Job& job) {
+  for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
+    for (int turn = 1; turn <= world_size_; ++turn) {
+      const int owner = (rank_ + turn) % world_size_;
+      if (index >= job.layout.chunk_count_of(owner)) continue;
+      codec_lane_->post({Task::Kind::kEncode, &job, job.layout.first_chunk_of(owner) + index});
+    }
+  }
+}
+
+void LaneExchange::complete_in_order() {
+  while (true) {
+    FuturePtr future;
+    at::Tensor buffer;
+    {
+      const std::lock_guard lock(mutex_);
+      if (failed_ || next_to_complete_ >= jobs_.size() || !jobs_[next_to_complete_]->done) return;
+      Job& job = *jobs_[next_to_complete_++];
+      job.done = false;
+      if (job.nonfinite) dropped_ = true;
+      future = std::move(job.future);
+      buffer = job.buffer;
+    }
+    if (dropped_) buffer.fill_(std::numeric_limits<double>::infinity());
+    {
+      const std::lock_guard lock(mutex_);
+      jobs_[next_to_complete_ - 1]->active = false;
+      --active_jobs_;
+    }
+    progress_.notify_all();
+    future->markCompleted(buffer);
+  }
+}
+
+void LaneExchange::drain() {
+  std::unique_lock lock(mutex_);
+  progress_.wait(lock, [this] { return active_jobs_ == 0 || failed_ || closed_; });
+  lock.unlock();
+  throw_if_failed();
+}
+
+void LaneExchange::throw_if_failed() {
+  const std::lock_guard lock(mutex_);
+  ensure(!closed_, "the compressed exchange was closed (state.close()); no backward may follow");
+  ensure(!failed_, failure_);
+}
+
+ExchangeStats LaneExchange::stats() const {
+  ExchangeStats stats;
+  stats.steps = static_cast<int64_t>(committed_steps_) + (complete_ && !dropped_ ? 1 : 0);
+  stats.wire_bytes = complete_ ? sent_bytes_.load() : last_sent_bytes_;
+  for (const auto& job : jobs_) stats.buffer_bytes += job->wire.numel() + job->inbox.numel();
+  return stats;
+}
+
+}  // namespace lgreco::engine

@@ -1,0 +1,107 @@
+// The exchange on CPU: a codec lane, a receive lane for each round, tagged messages.
+//
+//   run():        post the receives of both rounds, queue an encode task per chunk, return
+//   encode:       gradient + residual -> wire; to the chunk's owner
+//   scatter lane: a peer's payload of an own chunk has come; the last one queues reduce
+//   reduce:       sum in rank order, average, encode again; to every peer
+//   gather lane:  an owner's average has come; queues decode
+//   decode:       over the bucket; the last one of a bucket completes it, in bucket order
+//
+// An inf or NaN needs no message of its own: it is coded as such, so the owner's average, and with
+// it what every rank decodes, holds it too. A rank that gives up sends, in place of every message
+// it still owes, a header that says because of whom: so the news needs no third party.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "engine/exchange.h"
+#include "engine/job.h"
+#include "engine/lanes.h"
+
+namespace lgreco::engine {
+
+class LaneExchange final : public Exchange {
+ public:
+  LaneExchange(std::unique_ptr<transports::Transport> transport, const ExchangeOptions& options,
+               std::vector<at::Tensor> parameters, std::shared_ptr<const Plan> plan);
+  ~LaneExchange() override { close(); }
+
+  void begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) override;
+  FuturePtr run(const BucketCall& call) override;
+  void settle() override;
+  void discard() override { dropped_ = true; }
+  void drain() override;
+  void close() override;
+  void restart(std::shared_ptr<const Plan> plan) override;
+  const Plan& plan() const override { return *plan_; }
+  uint64_t committed_steps() override { return committed_steps_; }
+  void set_committed_steps(uint64_t steps) override { committed_steps_ = steps; }
+  Residuals& residuals() override { return *residuals_; }
+  ExchangeStats stats() const override;
+
+ private:
+  enum Round : uint8_t { kScatter = 0, kGather = 1 };
+
+  void clear_jobs(size_t keep);
+  Job& job_for(const BucketCall& call);
+  void expect_messages(Job& job);
+  void queue_encodes(Job& job);
+  void work(const Task& task);
+  void begin();
+  void encode(Job& job, int32_t chunk);
+  void arrived(Job& job, int32_t chunk);
+  void reduce(Job& job, int32_t chunk);
+  void decode(Job& job, int32_t chunk);
+  void complete_in_order();
+
+  void write_header(Job& job, int32_t chunk, Round round);
+  void check_header(const Job& job, int32_t chunk, Round round, int peer, const uint8_t* payload);
+  void send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk, Round round);
+  int32_t tag_of(const Job& job, int32_t chunk, Round round) const;
+  Noise noise_of(const Tile& tile, Round round) const;
+
+  void fail(const std::string& message, int culprit);
+  void send_failure();
+  void throw_if_failed();
+
+  const ExchangeOptions options_;
+  const std::unique_ptr<transports::Transport> transport_;
+  const int rank_, world_size_;
+  const std::vector<at::Tensor> parameters_;
+
+  std::shared_ptr<const Plan> plan_;
+  std::unique_ptr<Residuals> residuals_;
+  std::vector<std::unique_ptr<Job>> jobs_;  ///< by bucket
+  std::vector<Expected> expected_;          ///< scratch of run()
+  std::vector<const uint8_t*> payloads_;    ///< scratch of reduce()
+
+  // The transaction: what the step under way, or the last one, will become.
+  uint64_t committed_steps_ = 0;
+  uint64_t attempted_steps_ = 0;
+  bool complete_ = false;             ///< the last bucket was started
+  std::atomic<bool> dropped_{false};  ///< nonfinite, or discarded by the user
+  float scale_ = 1.0F;
+  uint64_t replicas_hash_ = 0;
+  std::atomic<int64_t> sent_bytes_{0};
+  int64_t last_sent_bytes_ = 0;
+
+  mutable std::mutex mutex_;
+  std::condition_variable progress_;
+  size_t next_to_complete_ = 0;
+  int active_jobs_ = 0;
+  bool failed_ = false;
+  bool closed_ = false;
+  std::string failure_;
+  int culprit_ = -1;
+
+  // Last, so that they stop before what they use goes away.
+  std::unique_ptr<CodecLane> codec_lane_;
+  std::unique_ptr<ReceiveLane> scatter_lane_, gather_lane_;
+  std::unique_ptr<Watchdog> watchdog_;
+};
+
+}  // namespace lgreco::engine

@@ -1,0 +1,82 @@
+// The layout of one bucket's exchange: which tiles travel in which message, and where they lie.
+//
+// One wire buffer a bucket holds this rank's encoded tiles, a section for each owner. After the
+// gather it holds every owner's average in the very same places, because both rounds' messages for
+// a chunk have the same size. The inbox holds what the peers send of the chunks this rank owns.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/plan.h"
+
+namespace lgreco::engine {
+
+/// What stands before a chunk's tiles in every message; the same code writes and checks it.
+struct ChunkHeader {
+  uint32_t step;      ///< committed steps, low 32 bits
+  uint16_t bucket;
+  uint8_t round;      ///< 0 scatter, 1 gather
+  uint8_t failed;     ///< 1: the sender gives up; `culprit` says because of whom
+  uint32_t chunk;
+  int32_t culprit;
+  uint64_t plan;      ///< Plan::fingerprint of the plan in force
+  uint64_t replicas;  ///< hash of the parameters where replicas are checked, else 0
+};
+static_assert(sizeof(ChunkHeader) == 32);
+
+/// A tile's place in the bucket and in its chunk.
+struct Piece {
+  int32_t tile = 0;
+  int64_t bucket_offset = 0;  ///< elements
+  int64_t wire_offset = 0;    ///< bytes from the chunk's start
+};
+
+/// One message a peer and round: a header, one nonzero bit a piece, the encoded pieces.
+struct Chunk {
+  int32_t owner = 0;
+  int32_t index = 0;  ///< among the owner's chunks of this bucket
+  int32_t first_piece = 0;
+  int32_t piece_count = 0;
+  int64_t bytes = 0;
+  int64_t wire_offset = 0;   ///< in the wire buffer
+  int64_t inbox_offset = 0;  ///< own chunks: in a peer's part of the inbox
+};
+
+class Layout {
+ public:
+  /// `layers`: ids of the bucket's layers in bucket order. Chunks hold about `chunk_bytes`.
+  Layout(const Plan& plan, const std::vector<int32_t>& layers, int rank, int64_t chunk_bytes);
+
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  const std::vector<Piece>& pieces() const { return pieces_; }
+  /// Ids of the owner's chunks are [first, first + count).
+  int first_chunk_of(int owner) const { return owner_begin_[owner]; }
+  int chunk_count_of(int owner) const { return owner_begin_[owner + 1] - owner_begin_[owner]; }
+  int largest_chunk_count() const { return largest_chunk_count_; }
+
+  int64_t numel() const { return numel_; }
+  int64_t wire_bytes() const { return wire_bytes_; }
+  /// Bytes of one peer's part of the inbox; the inbox has world_size parts, the own one unused.
+  int64_t inbox_stride() const { return inbox_stride_; }
+
+ private:
+  int64_t numel_ = 0;
+  int64_t wire_bytes_ = 0;
+  int64_t inbox_stride_ = 0;
+  int largest_chunk_count_ = 0;
+  std::vector<Chunk> chunks_;
+  std::vector<Piece> pieces_;
+  std::vector<int32_t> owner_begin_;
+};
+
+/// Nonzero bits follow the header, in words of 32.
+inline uint32_t* bits_of(uint8_t* chunk) {
+  return reinterpret_cast<uint32_t*>(chunk + sizeof(ChunkHeader));
+}
+inline const uint32_t* bits_of(const uint8_t* chunk) {
+  return reinterpret_cast<const uint32_t*>(chunk + sizeof(ChunkHeader));
+}
+constexpr int64_t bit_words(int64_t pieces) { return (pieces + 31) / 32; }
+
+}  // namespace lgreco::engine

@@ -1,0 +1,79 @@
+// What codecs left out: the sender's and the owner's residual, each in two arenas.
+#include "engine/residuals.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <cstring>
+
+namespace lgreco::engine {
+
+Residuals::Residuals(const Plan& plan, int rank, std::optional<DType> dtype, at::Device device)
+    : dtype_(dtype) {
+  if (!dtype) return;
+  const auto options = at::TensorOptions()
+                           .dtype(*dtype == DType::kFloat32 ? at::kFloat : at::kBFloat16)
+                           .device(device);
+  for (int half = 0; half < 2; ++half) {
+    sender_.half[half] = at::zeros({plan.residual_numel()}, options);
+    owner_.half[half] = at::zeros({plan.owner_residual_numel(rank)}, options);
+  }
+}
+
+codecs::Feedback Residuals::feedback(const Arena& arena, int64_t offset, float scale) const {
+  if (!dtype_ || offset < 0) return {};
+  const int64_t bytes = offset * element_bytes(*dtype_);
+  return {.in = static_cast<const uint8_t*>(arena.half[committed_].const_data_ptr()) + bytes,
+          .out = static_cast<uint8_t*>(arena.half[committed_ ^ 1].mutable_data_ptr()) + bytes,
+          .dtype = *dtype_,
+          .scale = scale,
+          .inverse_scale = 1.0F / scale};
+}
+
+void Residuals::keep(Arena& arena, int64_t offset, int64_t numel) {
+  const codecs::Feedback places = feedback(arena, offset, 1.0F);
+  if (places.in != nullptr) std::memcpy(places.out, places.in, numel * element_bytes(*dtype_));
+}
+
+at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
+  const int64_t offset = plan.planned()[layer].residual_offset;
+  if (!dtype_ || offset < 0) return {};
+  return sender_.half[committed_].narrow(0, offset, plan.layers()[layer].numel);
+}
+
+std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer,
+                                                   int rank) const {
+  const PlannedLayer& planned = plan.planned()[layer];
+  const Tile* first = nullptr;
+  int64_t numel = 0;
+  for (int32_t i = 0; i < planned.tile_count; ++i) {
+    const Tile& tile = plan.tiles()[planned.first_tile + i];
+    if (tile.owner != rank || tile.owner_residual_offset < 0) continue;
+    if (first == nullptr) first = &tile;
+    numel += tile.numel;  // an owner's tiles follow each other in the layer and in the arena
+  }
+  if (!dtype_ || first == nullptr) return {};
+  return {owner_.half[committed_].narrow(0, first->owner_residual_offset, numel), first->offset};
+}
+
+void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank) {
+  for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
+    const at::Tensor target = of_layer(plan, layer);
+    if (!target.defined()) continue;
+    const at::Tensor sender = old.of_layer(old_plan, layer);
+    if (sender.defined()) target.copy_(sender);
+    const auto [owner, offset] = old.of_owner(old_plan, layer, rank);
+    if (owner.defined()) {
+      target.narrow(0, offset, owner.numel()).add_(owner, static_cast<double>(plan.world_size()));
+    }
+  }
+}
+
+int64_t Residuals::bytes() const {
+  int64_t total = 0;
+  for (const Arena* arena : {&sender_, &owner_}) {
+    for (const at::Tensor& half : arena->half) total += half.defined() ? half.nbytes() : 0;
+  }
+  return total;
+}
+
+}  // namespace lgreco::engine

@@ -1,0 +1,58 @@
+// What codecs left out: the sender's and the owner's residual, each in two arenas.
+//
+// A step reads the committed arena and writes the other, its shadow; committing swaps the two.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "codecs/codec.h"
+#include "engine/plan.h"
+
+namespace lgreco::engine {
+
+class Residuals {
+ public:
+  /// Zeros for every lossy layer of `plan`. `dtype` fp32 or bf16; none: no error feedback.
+  Residuals(const Plan& plan, int rank, std::optional<DType> dtype, at::Device device);
+
+  codecs::Feedback sender(const Tile& tile, float scale) const {
+    return feedback(sender_, tile.residual_offset, scale);
+  }
+  /// Only for tiles that this rank owns.
+  codecs::Feedback owner(const Tile& tile, float scale) const {
+    return feedback(owner_, tile.owner_residual_offset, scale);
+  }
+
+  /// The shadow becomes what is committed for this tile: it was not coded in this step.
+  void keep_sender(const Tile& tile) { keep(sender_, tile.residual_offset, tile.numel); }
+  void keep_owner(const Tile& tile) { keep(owner_, tile.owner_residual_offset, tile.numel); }
+
+  void commit() { committed_ ^= 1; }
+
+  /// The committed residual of a whole layer, flat, [numel]; undefined where the layer has none.
+  at::Tensor of_layer(const Plan& plan, int32_t layer) const;
+  /// The committed owner-side residual of the tiles of a layer that this rank owns, and the first
+  /// element within the layer that it belongs to; undefined where there are none.
+  std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank) const;
+
+  /// Moves all that `old` holds under `old_plan` into the committed sender residuals: the own one,
+  /// plus the owner's times the world size, which gives the same average (DESIGN, The exchange).
+  void take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank);
+
+  int64_t bytes() const;
+
+ private:
+  struct Arena {
+    at::Tensor half[2];
+  };
+  codecs::Feedback feedback(const Arena& arena, int64_t offset, float scale) const;
+  void keep(Arena& arena, int64_t offset, int64_t numel);
+
+  std::optional<DType> dtype_;
+  Arena sender_, owner_;
+  int committed_ = 0;
+};
+
+}  // namespace lgreco::engine

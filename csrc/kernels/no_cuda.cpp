@@ -1,0 +1,50 @@
+// Stands in for the CUDA kernels in a build without CUDA: every launch throws.
+#include "core/error.h"
+#include "kernels/batch.h"
+
+namespace lgreco::kernels {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw Error(
+      "this build of lgreco has no CUDA kernels; install again where nvcc is found, with LGRECO_CUDA=1 "
+      "(python -m lgreco info says why they were left out)");
+}
+
+}  // namespace
+
+void transaction_begin(DeviceTransaction*, CudaStream) { refuse(); }
+void transaction_settle(DeviceTransaction*, CudaStream) { refuse(); }
+void transaction_discard(DeviceTransaction*, CudaStream) { refuse(); }
+void transaction_poison(const DeviceTransaction*, void*, DType, int64_t, CudaStream) { refuse(); }
+
+void batch_clear_bits(const Batch&, uint8_t*, CudaStream) { refuse(); }
+
+void batch_quantize_encode(const QuantizeSpec&, const Batch&, const void*, DType, const BatchFeedback&,
+                           const DeviceTransaction*, uint64_t, uint8_t*, CudaStream) {
+  refuse();
+}
+void batch_quantize_reduce(const QuantizeSpec&, const Batch&, const BatchPayloads&, float,
+                           const BatchFeedback&, const DeviceTransaction*, uint64_t, uint8_t*,
+                           CudaStream) {
+  refuse();
+}
+void batch_quantize_decode(const QuantizeSpec&, const Batch&, const uint8_t*, void*, DType,
+                           const BatchFeedback&, DeviceTransaction*, CudaStream) {
+  refuse();
+}
+
+void batch_dense_encode(DType, const Batch&, const void*, DType, const BatchFeedback&,
+                        const DeviceTransaction*, uint8_t*, CudaStream) {
+  refuse();
+}
+void batch_dense_reduce(DType, const Batch&, const BatchPayloads&, float, const BatchFeedback&,
+                        const DeviceTransaction*, uint8_t*, CudaStream) {
+  refuse();
+}
+void batch_dense_decode(DType, const Batch&, const uint8_t*, void*, DType, const BatchFeedback&,
+                        DeviceTransaction*, CudaStream) {
+  refuse();
+}
+
+}  // namespace lgreco::kernels

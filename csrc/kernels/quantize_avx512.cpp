@@ -1,0 +1,195 @@
+// The AVX-512 level of the quantise kernels: codes, bits and draws in 512-bit registers.
+#include "kernels/lanes_avx512.h"
+#include "kernels/quantize_simd.h"
+
+namespace lgreco::kernels::avx512 {
+namespace {
+
+constexpr uint64_t first_bits(int count) { return count >= 64 ? ~0ULL : (1ULL << count) - 1; }
+
+struct alignas(64) Bytes {
+  uint8_t at[64];
+};
+
+/// Bytes of a permutation that keeps the first `bits` bytes of each 64-bit word, one after the other.
+template <int bits>
+constexpr Bytes kept_bytes() {
+  Bytes bytes{};
+  for (int i = 0; i < 8 * bits; ++i) bytes.at[i] = i / bits * 8 + i % bits;
+  return bytes;
+}
+
+/// Low bytes of the 16 lanes of two registers (the second one's count from 64), at 32 * half.
+template <int half>
+constexpr Bytes low_bytes() {
+  Bytes bytes{};
+  for (int i = 0; i < 32; ++i) bytes.at[32 * half + i] = 4 * i;
+  return bytes;
+}
+
+/// Sixteen codes as 8 windows of 64 bits, each of which begins in the byte where its two codes begin.
+template <int bits>
+constexpr Bytes window_bytes() {
+  Bytes bytes{};
+  for (int i = 0; i < 64; ++i) {
+    const int at = i / 8 * 2 * bits / 8 + i % 8;
+    bytes.at[i] = at < 16 ? at : 0x80;
+  }
+  return bytes;
+}
+
+/// Bit offsets within its window for each lane's low byte. Up to 4 bits all windows are the whole word.
+template <int bits>
+constexpr Bytes code_offsets() {
+  Bytes bytes{};
+  for (int lane = 0; lane < 16; ++lane) {
+    const int window_bit = bits <= 4 ? 0 : lane / 2 * 2 * bits / 8 * 8;
+    bytes.at[4 * lane] = lane * bits - window_bit;
+  }
+  return bytes;
+}
+
+struct Level : Lanes {
+  LGRECO_LANES Int truncate(Float a) { return _mm512_cvttps_epi32(a); }
+  LGRECO_LANES Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+  LGRECO_LANES void fence() { _mm_sfence(); }
+
+  // --- packing ---
+
+  /// The low bytes of 64 lanes.
+  LGRECO_LANES void narrow(const Int (&quad)[4], uint8_t* codes) {
+    static constexpr Bytes kLow = low_bytes<0>(), kHigh = low_bytes<1>();
+    const __m512i low = _mm512_permutex2var_epi8(quad[0], _mm512_load_si512(&kLow), quad[1]);
+    const __m512i high = _mm512_permutex2var_epi8(quad[2], _mm512_load_si512(&kHigh), quad[3]);
+    _mm512_store_si512(codes, _mm512_mask_blend_epi64(0xF0, low, high));
+  }
+
+  using Pack = void (*)(const uint8_t* codes, int numel, uint8_t* wire);
+
+  template <int bits>
+  static void pack(const uint8_t* codes, int numel, uint8_t* wire) {
+    static constexpr Bytes kKept = kept_bytes<bits>();
+    for (; numel > 0; numel -= 64, codes += 64, wire += 8 * bits) {
+      __m512i packed = _mm512_load_si512(codes);
+      if constexpr (bits < 8) {
+        // Neighbours pairwise: 16, 32, then 64 bits hold 2, 4, 8 codes.
+        packed = _mm512_maddubs_epi16(_mm512_set1_epi16(1 | 1 << (bits + 8)), packed);
+        packed = _mm512_madd_epi16(packed, _mm512_set1_epi32(1 | 1 << (2 * bits + 16)));
+        const __m512i high = _mm512_srli_epi64(packed, 32 - 4 * bits);
+        packed = _mm512_ternarylogic_epi64(_mm512_set1_epi64((1LL << 4 * bits) - 1), packed, high, 0xCA);
+        packed = _mm512_permutexvar_epi8(_mm512_load_si512(&kKept), packed);
+      }
+      const int bytes = numel >= 64 ? 8 * bits : (numel * bits + 7) / 8;
+      _mm512_mask_storeu_epi8(wire, first_bits(bytes), packed);
+    }
+  }
+
+  static Pack pack_for(int bits) {
+    static constexpr Pack kPacks[] = {pack<1>, pack<2>, pack<3>, pack<4>, pack<5>, pack<6>, pack<7>, pack<8>};
+    return kPacks[bits - 1];
+  }
+
+  // --- decoding ---
+
+  /// What codes decode to: for up to 4 bits all points of the grid (repeated, because the bits above a
+  /// code are the next codes'), else its lo and step.
+  struct Points {
+    Float table_or_lo, step;
+  };
+
+  template <int bits>
+  LGRECO_LANES Points points(const Grid& grid) {
+    const Float lo = set(grid.lo), step = set(grid.step);
+    if constexpr (bits > 4) return {lo, step};
+    const Int lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const Int code = _mm512_and_si512(lanes, set((1 << bits) - 1));
+    return {add(lo, mul(to_float(code), step)), step};
+  }
+
+  /// Sixteen codes, which begin at a whole byte.
+  template <int bits>
+  LGRECO_LANES Float decode(const uint8_t* codes, const Points& points) {
+    static constexpr Bytes kOffsets = code_offsets<bits>(), kWindows = window_bytes<bits>();
+    if constexpr (bits <= 4) {
+      long long word;
+      memcpy(&word, codes, sizeof word);
+      const Int code = _mm512_multishift_epi64_epi8(_mm512_load_si512(&kOffsets), _mm512_set1_epi64(word));
+      return _mm512_permutexvar_ps(code, points.table_or_lo);
+    } else {
+      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+      Int code;
+      if constexpr (bits == 8) {
+        code = _mm512_cvtepu8_epi32(packed);
+      } else {
+        code = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(packed), _mm512_load_si512(&kWindows));
+        code = _mm512_multishift_epi64_epi8(_mm512_load_si512(&kOffsets), code);
+        code = _mm512_and_si512(code, set((1 << bits) - 1));
+      }
+      return add(points.table_or_lo, mul(to_float(code), points.step));
+    }
+  }
+
+  // --- draws ---
+
+  /// The draws of a group: word w of lane l at draws[w * 16 + l]. The even and the odd lanes' counters
+  /// each stand in the low halves of 64-bit words, which is what the multiplier reads.
+  static void fill_draws(const Noise& noise, uint32_t block, uint32_t group, uint32_t* draws) {
+    const __m512i lanes = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    __m512i even[4], odd[4];
+    even[0] = _mm512_add_epi64(lanes, _mm512_set1_epi64(group * 16U));
+    odd[0] = _mm512_add_epi64(even[0], _mm512_set1_epi64(1));
+    even[1] = odd[1] = _mm512_set1_epi64(noise.first_block + block);
+    even[2] = odd[2] = _mm512_set1_epi64(noise.step);
+    even[3] = odd[3] = _mm512_set1_epi64(noise.stream);
+    auto key0 = static_cast<uint32_t>(noise.seed), key1 = static_cast<uint32_t>(noise.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      philox_round(even, key0, key1);
+      philox_round(odd, key0, key1);
+      key0 += 0x9E3779B9U;
+      key1 += 0xBB67AE85U;
+    }
+    for (int w = 0; w < 4; ++w) {
+      const __m512i word = _mm512_mask_blend_epi32(0xAAAA, even[w], _mm512_slli_epi64(odd[w], 32));
+      _mm512_store_si512(draws + w * kLanes, word);
+    }
+  }
+
+  /// Sixteen lanes' draws: the low or high halves of one word each.
+  LGRECO_LANES Int draw(const uint32_t* words, int half) {
+    const Int word = _mm512_srl_epi32(_mm512_load_si512(words), _mm_cvtsi32_si128(16 * half));
+    return _mm512_and_si512(word, set(0xFFFF));
+  }
+
+ private:
+  LGRECO_LANES void philox_round(__m512i (&c)[4], uint32_t key0, uint32_t key1) {
+    const __m512i product0 = _mm512_mul_epu32(c[0], _mm512_set1_epi64(0xD2511F53U));
+    const __m512i product1 = _mm512_mul_epu32(c[2], _mm512_set1_epi64(0xCD9E8D57U));
+    constexpr int kXor3 = 0x96;
+    c[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c[1], _mm512_set1_epi64(key0), kXor3);
+    c[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c[3], _mm512_set1_epi64(key1), kXor3);
+    c[1] = product1;
+    c[3] = product0;
+  }
+};
+
+}  // namespace
+
+Findings quantize_encode(const QuantizeSpec& spec, const void* gradient, DType dtype, int64_t numel,
+                         const Feedback& feedback, const Noise& noise, uint8_t* wire) {
+  return SimdQuantizer<Level>::encode(spec, gradient, dtype, numel, feedback, noise, wire);
+}
+
+Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor,
+                         int64_t numel, const Feedback& feedback, const Noise& noise, uint8_t* out) {
+  return SimdQuantizer<Level>::reduce(spec, wires, count, factor, numel, feedback, noise, out);
+}
+
+Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out, DType dtype) {
+  return SimdQuantizer<Level>::template decode<false>(spec, wire, numel, out, dtype);
+}
+
+Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, float* sum) {
+  return SimdQuantizer<Level>::template decode<true>(spec, wire, numel, sum, DType::kFloat32);
+}
+
+}  // namespace lgreco::kernels::avx512

@@ -1,0 +1,123 @@
+// The quantise kernels over sixteen lanes, for any level that offers them (AVX2, AVX-512).
+//
+// Two passes over a block: gather (value = gradient + residual, the block's extremes) and code (grid,
+// codes, residual). Gathering block b + 1 alternates with coding block b in groups of 128 elements, so
+// that memory streams while the core computes. Only packing knows the number of bits.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/quantize_levels.h"
+#include "kernels/quantize_math.h"
+
+namespace lgreco::kernels {
+
+inline constexpr int kLanes = 16;
+inline constexpr int kMaxBlockNumel = 4096;
+
+/// Where a block's residual goes. Streamed: past the caches, without reading the old lines first.
+enum class Rest : uint8_t { kNone, kFloat32, kStreamedFloat32, kBFloat16 };
+
+/// `Level` adds to Lanes what coding needs: see quantize_avx512.cpp.
+template <class Level>
+class SimdQuantizer {
+ public:
+  static Findings encode(const QuantizeSpec& spec, const void* gradient, DType dtype, int64_t numel,
+                         const Feedback& feedback, const Noise& noise, uint8_t* wire) {
+    GradientSource source(gradient, dtype, feedback);
+    code_run(spec, source, numel, feedback, noise, wire);
+    return source.findings;
+  }
+
+  static Findings reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor,
+                         int64_t numel, const Feedback& feedback, const Noise& noise, uint8_t* out) {
+    PayloadSource source(spec, wires, count, factor, numel, feedback);
+    code_run(spec, source, numel, feedback, noise, out);
+    return source.findings;
+  }
+
+  template <bool kAdd>
+  static Findings decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out,
+                         DType dtype);
+
+ private:
+  using Float = typename Level::Float;
+  using Int = typename Level::Int;
+
+  // --- groups: up to 128 elements, as whole vectors of 16 ---
+
+  /// What pass one learns of a block.
+  struct Extent {
+    Float lo = Level::set(__builtin_inff());
+    Float hi = Level::set(-__builtin_inff());
+    Int flaws = Level::zero();  ///< any bit set: an inf or NaN
+  };
+
+  using Gather = void (*)(const void* input, float factor, const void* residual, float scale, int vectors,
+                          float* values, Extent& extent);
+
+  template <DType kInput, Rest kRest>
+  static void gather_group(const void* input, float factor, const void* residual, float scale, int vectors,
+                           float* values, Extent& extent);
+
+  using Code = void (*)(const float* values, int vectors, const Grid& grid, float top,
+                        const uint32_t* draws, float inverse_scale, uint8_t* codes, void* residual);
+
+  template <bool kStochastic, Rest kRest>
+  static void code_group(const float* values, int vectors, const Grid& grid, float top,
+                         const uint32_t* draws, float inverse_scale, uint8_t* codes, void* residual);
+
+  /// Where the sum of one group of several payloads comes from.
+  struct Payloads {
+    const QuantizeSpec& spec;
+    const uint8_t* const* wires;
+    int count;
+    int64_t block_offset, codes_offset;  ///< bytes from a wire's begin: the block, the group's codes
+    int64_t readable_bytes;              ///< of each wire, from codes_offset to its end
+  };
+
+  using Sum = void (*)(const Payloads& payloads, int vectors, float* values);
+  template <int bits>
+  static void sum_group(const Payloads& payloads, int vectors, float* values);
+  template <int bits, int kVectors>
+  static void sum_vectors(const Payloads& payloads, int first_vector, float* values);
+
+  using Decode = void (*)(const uint8_t* codes, const Grid& grid, int vectors, void* out);
+  template <int bits, DType kOut, bool kAdd>
+  static void decode_group(const uint8_t* codes, const Grid& grid, int vectors, void* out);
+
+  // --- runs ---
+
+  struct GradientSource;
+  struct PayloadSource;
+  struct Coder;
+  template <class Source>
+  static void code_run(const QuantizeSpec& spec, Source& source, int64_t numel, const Feedback& feedback,
+                       const Noise& noise, uint8_t* wire);
+
+  static bool is_deliverable(const QuantizeSpec& spec, const Grid& grid, const uint8_t* wire, int block_numel,
+                             DType dtype);
+  static Gather gather_for(DType input, const Feedback& feedback);
+  static Sum sum_for(int bits);
+  static Code code_for(const QuantizeSpec& spec, const Feedback& feedback);
+  template <bool kAdd>
+  static Decode decode_for(int bits, DType out);
+  template <DType kOut, bool kAdd>
+  static Decode decode_for(int bits);
+
+  static int vectors_of(int numel) { return (numel + kLanes - 1) / kLanes; }
+  static int groups_of(int numel) { return (numel + kGroupNumel - 1) / kGroupNumel; }
+  static int group_numel(int block_numel, int group) {
+    const int left = block_numel - group * kGroupNumel;
+    return left < kGroupNumel ? left : kGroupNumel;
+  }
+  static int block_numel_at(const QuantizeSpec& spec, int64_t begin, int64_t numel) {
+    const int64_t left = numel - begin;
+    return static_cast<int>(left < spec.block_numel ? left : spec.block_numel);
+  }
+};
+
+}  // namespace lgreco::kernels
+
+#include "kernels/quantize_simd_groups.h"
+#include "kernels/quantize_simd_runs.h"

@@ -1,0 +1,297 @@
+// How the sixteen-lane quantise kernels go through a run: sources, pipeline, tails. Part of
+// quantize_simd.h.
+#pragma once
+
+namespace lgreco::kernels {
+
+/// Copies the last elements of a run to where whole vectors may be read, repeating the last one so
+/// that extremes stay as they are.
+LGRECO_HD void pad_tail(const void* from, int64_t bytes, int numel, int padded_numel, void* to) {
+  memcpy(to, from, numel * bytes);
+  const char* last = static_cast<const char*>(from) + (numel - 1) * bytes;
+  for (int i = numel; i < padded_numel; ++i) memcpy(static_cast<char*>(to) + i * bytes, last, bytes);
+}
+
+/// Whether an element differs from +0 and -0.
+LGRECO_HD bool has_nonzero(const void* data, int64_t bytes, int numel) {
+  uint32_t seen = 0;
+  const auto* at = static_cast<const char*>(data);
+  for (int i = 0; i < numel; ++i) {
+    uint32_t bits = 0;
+    memcpy(&bits, at + i * bytes, bytes == 4 ? 4 : 2);
+    seen |= bits & (bytes == 4 ? 0x7FFFFFFFU : 0x7FFFU);
+  }
+  return seen != 0;
+}
+
+template <class Level>
+struct SimdQuantizer<Level>::GradientSource {
+  GradientSource(const void* gradient, DType dtype, const Feedback& feedback)
+      : input(static_cast<const char*>(gradient)), input_bytes(element_bytes(dtype)),
+        residual(static_cast<const char*>(feedback.in)), residual_bytes(element_bytes(feedback.dtype)),
+        scale(feedback.scale), gather(gather_for(dtype, feedback)) {}
+
+  /// Gathers elements [begin, begin + numel) of the run, at most a group.
+  void take(int64_t begin, int numel, float* values, Extent& extent) {
+    take_from(input + begin * input_bytes, 1.0F, begin, numel, values, extent);
+    if (!findings.nonzero) findings.nonzero = has_nonzero(input + begin * input_bytes, input_bytes, numel);
+  }
+
+  void take_from(const char* from, float factor, int64_t begin, int numel, float* values, Extent& extent) {
+    const char* left = residual == nullptr ? nullptr : residual + begin * residual_bytes;
+    const int vectors = vectors_of(numel);
+    alignas(64) char padded[2][kGroupNumel * 4];
+    if (numel % kLanes != 0) {
+      pad_tail(from, input_bytes, numel, vectors * kLanes, padded[0]);
+      from = padded[0];
+      if (left != nullptr) {
+        pad_tail(left, residual_bytes, numel, vectors * kLanes, padded[1]);
+        left = padded[1];
+      }
+    }
+    gather(from, factor, left, scale, vectors, values, extent);
+  }
+
+  const char* input;
+  int64_t input_bytes;
+  const char* residual;
+  int64_t residual_bytes;
+  float scale;
+  Gather gather;
+  Findings findings;
+};
+
+template <class Level>
+struct SimdQuantizer<Level>::PayloadSource {
+  PayloadSource(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor, int64_t numel,
+                const Feedback& feedback)
+      : spec(spec), wires(wires), count(count), factor(factor), wire_bytes(quantize_wire_bytes(spec, numel)),
+        block_bytes(quantize_block_bytes(spec, spec.block_numel)), sum(sum_for(spec.bits)),
+        rest(nullptr, DType::kFloat32, feedback) {}
+
+  void take(int64_t begin, int numel, float* values, Extent& extent) {
+    const int64_t block_offset = begin / spec.block_numel * block_bytes;
+    const int64_t codes_offset =
+        block_offset + quantize_metadata_bytes(spec) + begin % spec.block_numel / 8 * spec.bits;
+    const Payloads payloads{spec, wires, count, block_offset, codes_offset, wire_bytes - codes_offset};
+    sum(payloads, vectors_of(numel), values);
+    rest.take_from(reinterpret_cast<const char*>(values), factor, begin, numel, values, extent);
+  }
+
+  const QuantizeSpec& spec;
+  const uint8_t* const* wires;
+  int count;
+  float factor;
+  int64_t wire_bytes, block_bytes;
+  Sum sum;
+  GradientSource rest;
+  Findings findings;
+};
+
+/// Pass two: codes a block's values into the wire.
+template <class Level>
+struct SimdQuantizer<Level>::Coder {
+  Coder(const QuantizeSpec& spec, const Feedback& feedback, const Noise& noise)
+      : spec(spec), feedback(feedback), noise(noise), code(code_for(spec, feedback)),
+        pack(Level::pack_for(spec.bits)),
+        top(static_cast<float>(max_code(spec.bits, spec.symmetric))) {}
+
+  Grid begin_block(const Extent& extent, uint8_t* wire) const {
+    const bool finite = !Level::any(extent.flaws);
+    const Grid grid =
+        finite ? make_grid(spec, Level::lowest(extent.lo), Level::highest(extent.hi)) : broken_grid();
+    write_grid(spec, grid, wire);
+    return grid;
+  }
+
+  /// Codes a group that begins at element `begin` of the run, `group` of block `block`.
+  void put(const float* values, int numel, const Grid& grid, int64_t begin, uint32_t block, uint32_t group,
+           uint8_t* wire) const {
+    alignas(64) uint8_t codes[kGroupNumel];
+    alignas(64) uint32_t draws[kGroupNumel / 2];
+    const int vectors = vectors_of(numel);
+    if (spec.stochastic) Level::fill_draws(noise, block, group, draws);
+    const int64_t bytes = element_bytes(feedback.dtype);
+    char* left = feedback.out == nullptr ? nullptr : static_cast<char*>(feedback.out) + begin * bytes;
+    if (numel % kLanes == 0) {
+      code(values, vectors, grid, top, draws, feedback.inverse_scale, codes, left);
+    } else {
+      alignas(64) char padded[kGroupNumel * 4];
+      code(values, vectors, grid, top, draws, feedback.inverse_scale, codes, padded);
+      if (left != nullptr) memcpy(left, padded, numel * bytes);
+      memset(codes + numel, 0, kGroupNumel - numel);
+    }
+    pack(codes, numel, wire + quantize_metadata_bytes(spec) + group * (kGroupNumel / 8) * spec.bits);
+  }
+
+  /// Zeros after the codes; for a block that cannot be delivered also the codes and the residual.
+  void end_block(const Grid& grid, int numel, int64_t begin, uint8_t* wire) const {
+    const bool sound = is_finite(grid.step);
+    const int64_t written = quantize_metadata_bytes(spec) + (sound ? (numel * spec.bits + 7) / 8 : 0);
+    memset(wire + written, 0, quantize_block_bytes(spec, numel) - written);
+    if (sound || feedback.out == nullptr) return;
+    const int64_t bytes = element_bytes(feedback.dtype);
+    memset(static_cast<char*>(feedback.out) + begin * bytes, 0, numel * bytes);
+  }
+
+  const QuantizeSpec& spec;
+  const Feedback& feedback;
+  const Noise& noise;
+  Code code;
+  typename Level::Pack pack;
+  float top;
+};
+
+template <class Level>
+template <class Source>
+void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, int64_t numel,
+                                    const Feedback& feedback, const Noise& noise, uint8_t* wire) {
+  if (numel == 0) return;
+  const Coder coder(spec, feedback, noise);
+  // The second half stands off by two lines, so that loads and stores of the two passes never lie a
+  // multiple of 4096 bytes apart.
+  alignas(64) float buffer[2 * kMaxBlockNumel + 6 * kLanes];  // coding reads up to three vectors beyond
+  float* values = buffer;
+  float* next_values = buffer + spec.block_numel + 2 * kLanes;
+
+  int block_numel = block_numel_at(spec, 0, numel);
+  Extent extent;
+  for (int group = 0; group < groups_of(block_numel); ++group) {
+    const int first = group * kGroupNumel;
+    source.take(first, group_numel(block_numel, group), values + first, extent);
+  }
+  for (int64_t begin = 0; begin < numel;) {
+    const Grid grid = coder.begin_block(extent, wire);
+    const bool sound = is_finite(grid.step);
+    source.findings.nonfinite |= !sound;
+    const int64_t next = begin + block_numel;
+    const int next_numel = block_numel_at(spec, next, numel);
+    const int groups = groups_of(block_numel), next_groups = groups_of(next_numel);
+    extent = Extent();
+    for (int group = 0; group < groups; ++group) {
+      const int first = group * kGroupNumel;
+      if (group < next_groups) {
+        source.take(next + first, group_numel(next_numel, group), next_values + first, extent);
+      }
+      if (!sound) continue;
+      coder.put(values + first, group_numel(block_numel, group), grid, begin + first,
+                static_cast<uint32_t>(begin / spec.block_numel), group, wire);
+    }
+    coder.end_block(grid, block_numel, begin, wire);
+    wire += quantize_block_bytes(spec, block_numel);
+    float* const done = values;
+    values = next_values;
+    next_values = done;
+    begin = next;
+    block_numel = next_numel;
+  }
+  Level::fence();
+}
+
+template <class Level>
+template <bool kAdd>
+Findings SimdQuantizer<Level>::decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out,
+                                      DType dtype) {
+  Findings findings;
+  const Decode decode_some = decode_for<kAdd>(spec.bits, dtype);
+  const uint8_t* const end = wire + quantize_wire_bytes(spec, numel);
+  const int64_t bytes = element_bytes(dtype);
+  auto* to = static_cast<char*>(out);
+  for (int64_t begin = 0; begin < numel; begin += spec.block_numel) {
+    const int block_numel = block_numel_at(spec, begin, numel);
+    const Grid grid = read_grid(spec, wire);
+    findings.nonfinite |= !is_deliverable(spec, grid, wire, block_numel, dtype);
+    const uint8_t* codes = wire + quantize_metadata_bytes(spec);
+    for (int group = 0; group < groups_of(block_numel); ++group) {
+      const int some = group_numel(block_numel, group);
+      uint8_t copy[kGroupNumel + kOverread];
+      const uint8_t* readable = make_readable(codes, end - codes, copy);
+      if (some % kLanes == 0) {
+        decode_some(readable, grid, vectors_of(some), to);
+      } else {
+        alignas(64) char padded[kGroupNumel * 4];
+        if constexpr (kAdd) memcpy(padded, to, some * bytes);
+        decode_some(readable, grid, vectors_of(some), padded);
+        memcpy(to, padded, some * bytes);
+      }
+      to += some * bytes;
+      codes += kGroupNumel / 8 * spec.bits;
+    }
+    wire += quantize_block_bytes(spec, block_numel);
+  }
+  return findings;
+}
+
+/// Whether a block's elements are finite in the type that they are decoded to.
+template <class Level>
+bool SimdQuantizer<Level>::is_deliverable(const QuantizeSpec& spec, const Grid& grid, const uint8_t* wire,
+                                          int block_numel, DType dtype) {
+  const int max = max_code(spec.bits, spec.symmetric);
+  if (!is_sound(grid, max)) return false;
+  if (dtype != DType::kFloat16) return true;
+  constexpr float kOverflow = 65520.0F;
+  if (grid.lo > -kOverflow && decode_code(grid, max) < kOverflow) return true;
+  // Some code overflows; the scalar level looks whether the block has it.
+  uint16_t decoded[kMaxBlockNumel];
+  return !scalar::quantize_decode(spec, wire, block_numel, decoded, dtype).nonfinite;
+}
+
+template <class Level>
+typename SimdQuantizer<Level>::Gather SimdQuantizer<Level>::gather_for(DType input, const Feedback& feedback) {
+  static constexpr auto kFloat32 = DType::kFloat32, kBFloat16 = DType::kBFloat16, kFloat16 = DType::kFloat16;
+  static constexpr Gather kGathers[3][3] = {
+      {&gather_group<kFloat32, Rest::kNone>, &gather_group<kFloat32, Rest::kFloat32>,
+       &gather_group<kFloat32, Rest::kBFloat16>},
+      {&gather_group<kBFloat16, Rest::kNone>, &gather_group<kBFloat16, Rest::kFloat32>,
+       &gather_group<kBFloat16, Rest::kBFloat16>},
+      {&gather_group<kFloat16, Rest::kNone>, &gather_group<kFloat16, Rest::kFloat32>,
+       &gather_group<kFloat16, Rest::kBFloat16>}};
+  const int row = input == kFloat32 ? 0 : input == kBFloat16 ? 1 : 2;
+  return kGathers[row][feedback.in == nullptr ? 0 : feedback.dtype == kFloat32 ? 1 : 2];
+}
+
+template <class Level>
+typename SimdQuantizer<Level>::Code SimdQuantizer<Level>::code_for(const QuantizeSpec& spec,
+                                                                   const Feedback& feedback) {
+  const bool aligned = reinterpret_cast<uintptr_t>(feedback.out) % Level::kStreamAlignment == 0;
+  if (feedback.out == nullptr) {
+    return spec.stochastic ? &code_group<true, Rest::kNone> : &code_group<false, Rest::kNone>;
+  }
+  if (feedback.dtype == DType::kBFloat16) {
+    return spec.stochastic ? &code_group<true, Rest::kBFloat16> : &code_group<false, Rest::kBFloat16>;
+  }
+  if (aligned && feedback.out != feedback.in) {
+    return spec.stochastic ? &code_group<true, Rest::kStreamedFloat32>
+                           : &code_group<false, Rest::kStreamedFloat32>;
+  }
+  return spec.stochastic ? &code_group<true, Rest::kFloat32> : &code_group<false, Rest::kFloat32>;
+}
+
+template <class Level>
+typename SimdQuantizer<Level>::Sum SimdQuantizer<Level>::sum_for(int bits) {
+  static constexpr Sum kSums[] = {&sum_group<1>, &sum_group<2>, &sum_group<3>, &sum_group<4>,
+                                  &sum_group<5>, &sum_group<6>, &sum_group<7>, &sum_group<8>};
+  return kSums[bits - 1];
+}
+
+template <class Level>
+template <DType kOut, bool kAdd>
+typename SimdQuantizer<Level>::Decode SimdQuantizer<Level>::decode_for(int bits) {
+  static constexpr Decode kDecodes[] = {&decode_group<1, kOut, kAdd>, &decode_group<2, kOut, kAdd>,
+                                        &decode_group<3, kOut, kAdd>, &decode_group<4, kOut, kAdd>,
+                                        &decode_group<5, kOut, kAdd>, &decode_group<6, kOut, kAdd>,
+                                        &decode_group<7, kOut, kAdd>, &decode_group<8, kOut, kAdd>};
+  return kDecodes[bits - 1];
+}
+
+template <class Level>
+template <bool kAdd>
+typename SimdQuantizer<Level>::Decode SimdQuantizer<Level>::decode_for(int bits, DType out) {
+  if constexpr (!kAdd) {
+    if (out == DType::kBFloat16) return decode_for<DType::kBFloat16, false>(bits);
+    if (out == DType::kFloat16) return decode_for<DType::kFloat16, false>(bits);
+  }
+  return decode_for<DType::kFloat32, kAdd>(bits);
+}
+
+}  // namespace lgreco::kernels

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Sets up .venv, builds, runs the C++ tests (ctest) and the Python tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh
+. launch/googletest.sh
+
+export LGRECO_TESTS=1
+find_googletest
+prepare test
+
+failed=()
+ctest --test-dir "$LGRECO_BUILD_DIR" --no-tests=error --output-on-failure --parallel 2 || failed+=(ctest)
+python -m pytest "$@" || failed+=(pytest)
+[[ ${#failed[@]} == 0 ]] || die "failed: ${failed[*]}"

@@ -1,0 +1,127 @@
+"""Checkpoints of the exchange: residuals and step count, a rank's own or those of all ranks together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lgreco import _C
+from lgreco.config import Config
+from lgreco.layer import LayerInfo
+
+FORMAT = 1
+
+
+def pack(engine: Any, config: Config, layers: Sequence[LayerInfo], rank: int, world_size: int) -> dict[str, Any]:
+    """This rank's state as plain containers; `engine` is None where nothing was exchanged yet."""
+    parts = engine.residuals() if engine is not None else []
+    return {
+        "lgreco_state": FORMAT,
+        "rank": rank,
+        "world_size": world_size,
+        "steps": engine.committed_steps() if engine is not None else 0,
+        "config": config.to_dict(),
+        "shapes": {layer.name: list(layer.shape) for layer in layers},
+        "residuals": {
+            part.name: {"sender": part.sender, "owner": part.owner, "owner_offset": part.owner_offset}
+            for part in parts
+        },
+    }
+
+
+def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The states of all ranks, in rank order, as one."""
+    first = states[0]
+    return {
+        **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
+        "ranks": [state["residuals"] for state in states],
+    }
+
+
+def check(state: Mapping[str, Any]) -> None:
+    """Refuses what is no state of lgreco.
+
+    Raises:
+        ValueError: says what is missing.
+    """
+    if not isinstance(state, Mapping) or state.get("lgreco_state") != FORMAT:
+        found = state.get("lgreco_state") if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"not a state of lgreco: lgreco_state must be {FORMAT}, got {found!r}")
+    missing = [key for key in ("world_size", "steps", "shapes") if key not in state]
+    if missing:
+        raise ValueError(f"the state of lgreco is incomplete: {', '.join(missing)} missing; was the file cut short?")
+
+
+def load(engine: Any, state: Mapping[str, Any], layers: Sequence[LayerInfo], rank: int, world_size: int) -> None:
+    """Puts a checked state into the engine; see `State.load_state_dict` for the rules."""
+    expected = {layer.name: list(layer.shape) for layer in layers}
+    if dict(state["shapes"]) != expected:
+        raise ValueError(f"the checkpoint is of another model: {_difference(state['shapes'], expected)}")
+    residuals = _residuals_for(state, expected, rank, world_size)
+    parts = [
+        _C.LayerResidual(name, part["sender"], part["owner"], part["owner_offset"]) for name, part in residuals.items()
+    ]
+    engine.load(state["steps"], parts)
+
+
+def _residuals_for(
+    state: Mapping[str, Any], shapes: Mapping[str, list[int]], rank: int, world_size: int
+) -> Mapping[str, Any]:
+    if "ranks" in state:
+        if state["world_size"] == world_size:
+            return _checked(state["ranks"][rank], shapes)
+        return _redistribute([_checked(part, shapes) for part in state["ranks"]])
+    if "residuals" not in state:
+        warnings.warn(
+            "the checkpoint has no per-rank parts: residuals start at zero (save state.gather(), or each rank's "
+            "state.state_dict(), to continue exactly)",
+            stacklevel=4,
+        )
+        return {}
+    if (state.get("rank"), state["world_size"]) != (rank, world_size):
+        raise ValueError(
+            f"this is the state of rank {state.get('rank')} of {state['world_size']}, loaded on rank {rank} of "
+            f"{world_size}; load each rank's own, or what state.gather() gave"
+        )
+    return _checked(state["residuals"], shapes)
+
+
+def _checked(residuals: Any, shapes: Mapping[str, list[int]]) -> Mapping[str, Any]:
+    """Refuses residuals that do not fit the layers, before any of them is put in place."""
+    for name, part in residuals.items():
+        if name not in shapes:
+            raise ValueError(f'the checkpoint has a residual for layer "{name}", which the model lacks')
+        numel = torch.Size(shapes[name]).numel()
+        sender, owner, offset = part["sender"], part["owner"], part["owner_offset"]
+        if sender.numel() != numel or (owner is not None and not 0 <= offset <= numel - owner.numel()):
+            raise ValueError(f'layer "{name}" has {numel} elements, its saved residual {sender.numel()}: damaged?')
+    return residuals  # type: ignore[no-any-return]  # a mapping, as used above
+
+
+def _redistribute(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Residuals for every rank of another world size: the old senders' mean plus the owners' residuals.
+
+    What is still to be added to the averaged gradient is sum(sender) / W + owner, and stays so at any new W.
+    """
+    merged: dict[str, Any] = {}
+    for name in {name: None for residuals in ranks for name in residuals}:
+        total = torch.zeros_like(ranks[0][name]["sender"], dtype=torch.float32)
+        for residuals in ranks:
+            total += residuals[name]["sender"]
+        total /= len(ranks)
+        for residuals in ranks:
+            owner, offset = residuals[name]["owner"], residuals[name]["owner_offset"]
+            if owner is not None:
+                total[offset : offset + owner.numel()] += owner
+        merged[name] = {"sender": total, "owner": None, "owner_offset": 0}
+    return merged
+
+
+def _difference(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    for name in [*expected, *saved]:
+        if saved.get(name) != expected.get(name):
+            return f'layer "{name}" is {expected.get(name, "absent")} here and {saved.get(name, "absent")} there'
+    return "its layers come in another order"

@@ -1,0 +1,226 @@
+"""State: what a user holds of an attached model: its plan, counters and checkpoints."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lgreco import _C, checkpoint
+from lgreco.agreement import agree, make_cpu_group, timeout_of
+from lgreco.config import Config
+from lgreco.layer import LayerInfo, layer_of
+from lgreco.plan import Plan, resolve
+
+_open_states: weakref.WeakSet[State] = weakref.WeakSet()
+
+
+class State:
+    """The compressed exchange of one DDP module.
+
+    `lgreco.attach` makes one. In DDP's conventional form it is made first and learns the layers at the first bucket:
+
+        state = lgreco.State(config, process_group=None)
+        ddp.register_comm_hook(state, lgreco.hook)
+
+    Args:
+        config: an `lgreco.Config`, a dict, the path of a YAML file, or None.
+        process_group: DDP's; None for the default group.
+
+    Raises:
+        ValueError: for a mistake in the config.
+    """
+
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | str | Path | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.config = Config.load(config)
+        self._group = process_group
+        self._engine: Any = None
+        self._cpu_group: dist.ProcessGroup | None = None
+        self._plan: Plan | None = None
+        self._layers: list[LayerInfo] = []
+        self._pending: Mapping[str, Any] | None = None
+        self._closed = False
+        self._faults: Any = None
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in DDP's group."""
+        return dist.get_rank(self._group)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in DDP's group."""
+        return dist.get_world_size(self._group)
+
+    @property
+    def plan(self) -> Plan:
+        """Layer name -> choice, as it applies after the warm-up steps.
+
+        Raises:
+            RuntimeError: before the layers are known (not attached, or no backward yet in the conventional form).
+        """
+        if self._plan is None:
+            raise RuntimeError("no plan yet: the config is not enabled, or no backward has shown the layers so far")
+        return self._plan
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the last step on this rank, and the memory held.
+
+        Returns:
+            wire_bytes: sent by this rank, headers included; dense_bytes: what a ring all-reduce of the same gradients
+            sends, 2 (W-1)/W of their bytes; steps: committed so far; residual_bytes_per_parameter,
+            buffer_bytes_per_parameter and memory_bytes_per_parameter (their sum).
+        """
+        numel = sum(layer.numel for layer in self._layers)
+        gradient_bytes = sum(layer.dense_bytes for layer in self._layers)
+        dense_bytes = 2 * (self.world_size - 1) * gradient_bytes // self.world_size
+        native = self._engine.stats() if self._engine else dict.fromkeys(("wire_bytes", "residual_bytes", "buffer_bytes", "steps"), 0)
+        residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
+        return {
+            "wire_bytes": native["wire_bytes"],
+            "dense_bytes": dense_bytes,
+            "steps": native["steps"],
+            "residual_bytes_per_parameter": residual,
+            "buffer_bytes_per_parameter": buffers,
+            "memory_bytes_per_parameter": residual + buffers,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's residuals and step count; every rank saves its own, or all use `gather`.
+
+        Call it between steps. What the last step left is committed by it, so `discard` comes before.
+
+        Returns:
+            Plain containers and tensors, so that torch.load(weights_only=True) reads it back.
+        """
+        return checkpoint.pack(self._engine, self.config, self._layers, self.rank, self.world_size)
+
+    def gather(self) -> dict[str, Any]:
+        """All ranks' states in one dict, the same on every rank; collective. Loads at any world size."""
+        states: list[Any] = [self.state_dict()]
+        if self.world_size > 1 and self._cpu_group is not None:
+            states = [None] * self.world_size
+            dist.all_gather_object(states, self.state_dict(), group=self._cpu_group)
+        return checkpoint.pack_gathered(states)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a state that `state_dict` or `gather` gave.
+
+        A gathered state loads at any world size W': at the same one every rank continues bit for bit; at another one
+        each new rank's residual is the mean of the old senders' residuals plus the owners' residuals, so that what is
+        still to be added to the averaged gradient is kept (sum over ranks / world size). A state without per-rank
+        parts sets the step count; residuals then start at zero, with one warning.
+
+        Raises:
+            ValueError: for another rank's state, another model's, or one that is no state of lgreco.
+        """
+        checkpoint.check(state)
+        if self._engine is None:
+            self._pending = state  # the layers are not known yet
+            return
+        checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size)
+
+    def discard(self) -> None:
+        """Drops what the last step wrote (residuals, step count), for those who skip an optimizer step by their own
+        test. Call it on every rank, before the next backward."""
+        if self._engine is not None:
+            self._engine.discard()
+
+    def close(self) -> None:
+        """Stops the lanes and releases buffers; a later backward raises. Called at exit; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._engine is not None:
+            self._engine.close()
+
+    def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
+        """Learns the layers from DDP, agrees on them with all ranks and starts the engine; collective."""
+        named = _named_parameters(ddp)
+        self._layers = [layer_of(name, parameter) for name, parameter in named.items()]
+        self._group = ddp.process_group
+        parameters = list(named.values())
+        devices = {parameter.device for parameter in parameters}
+        if len(devices) > 1:
+            raise ValueError(f"all parameters must be on one device, got {', '.join(sorted(map(str, devices)))}")
+        if self.world_size > 1:
+            self._cpu_group = make_cpu_group(ddp.process_group)
+            agree(self._cpu_group, self.config, self._layers)
+        self._plan = resolve(self.config, self._layers)
+        self._engine = _C.Engine(
+            _settings(self.config, ddp.process_group),
+            self._cpu_group,
+            ddp.process_group,
+            list(named),
+            parameters,
+            [planned.choice.to_native() for planned in self._plan.planned],
+            _scale_of(scaler, parameters),
+            self._faults,
+        )
+        _open_states.add(self)
+        if self._pending is not None:
+            self.load_state_dict(self._pending)
+            self._pending = None
+
+    def _register(self, ddp: DistributedDataParallel) -> None:
+        self._engine.register_on(ddp.reducer)
+
+    def _run(self, bucket: dist.GradBucket) -> Any:
+        if self._engine is None:
+            self._bind(_ddp_of(self))
+        return self._engine.run(bucket)
+
+
+def _named_parameters(ddp: DistributedDataParallel) -> dict[str, nn.Parameter]:
+    """The parameters that DDP averages, by name, without the prefixes that wrappers add."""
+    return {
+        name.replace("_orig_mod.", ""): parameter
+        for name, parameter in ddp.module.named_parameters()
+        if parameter.requires_grad and name not in ddp.parameters_to_ignore
+    }
+
+
+def _settings(config: Config, group: dist.ProcessGroup) -> Any:
+    settings = _C.Settings()
+    settings.seed = config.seed
+    settings.warmup_steps = config.warmup_steps
+    settings.residual = config.residual
+    settings.check_replicas_every = config.check_replicas_every
+    settings.timeout_ms = int(timeout_of(group).total_seconds() * 1000)
+    return settings
+
+
+def _scale_of(scaler: Any, parameters: list[nn.Parameter]) -> torch.Tensor | None:
+    """GradScaler's scale, where it lives: it is updated in place, so the engine may read it at every step."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    if scaler._scale is None:
+        scaler._lazy_init_scale_growth_tracker(parameters[0].device)
+    scale: torch.Tensor = scaler._scale
+    return scale
+
+
+def _ddp_of(state: State) -> DistributedDataParallel:
+    """The DDP module that `state` is registered on: DDP tells a hook of parameters, but not of their names."""
+    for candidate in gc.get_objects():
+        if isinstance(candidate, DistributedDataParallel) and any(held is state for _, held in candidate._comm_hooks):
+            return candidate
+    raise RuntimeError("the state belongs to no DDP module; use ddp.register_comm_hook(state, lgreco.hook)")
+
+
+@atexit.register
+def _close_all() -> None:
+    for state in list(_open_states):
+        state.close()

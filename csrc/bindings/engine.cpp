@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
+#include "engine/gradient_dtype.h"
 #include "engine/lane_exchange.h"
 #include "engine/stream_exchange.h"
 #include "transports/c10d_p2p.h"
@@ -20,17 +21,6 @@ namespace {
 namespace py = pybind11;
 using engine::Engine;
 using transports::Faults;
-
-DType dtype_of(const at::Tensor& parameter, const std::string& name) {
-  switch (parameter.scalar_type()) {
-    case at::kFloat: return DType::kFloat32;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: break;
-  }
-  throw ValueError(concat("layer '", name, "' must be fp32, bf16 or fp16, got ",
-                          parameter.scalar_type()));
-}
 
 codecs::Choice choice_from(const py::dict& fields) {
   codecs::Choice choice;
@@ -79,7 +69,7 @@ std::shared_ptr<Engine> make_engine(const Settings& settings,
   std::vector<LayerSpec> layers;
   for (size_t i = 0; i < parameters.size(); ++i) {
     layers.push_back({names[i], parameters[i].sizes().vec(), parameters[i].numel(),
-                      dtype_of(parameters[i], names[i])});
+                      engine::gradient_dtype(parameters[i], concat("layer '", names[i], "'"))});
   }
   std::vector<codecs::Choice> native;
   for (const py::dict& fields : choices) native.push_back(choice_from(fields));

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/philox.h"
+#include "kernels/batch.h"
 #include "kernels/run.h"
 
 namespace lgreco::codecs {
@@ -41,6 +42,20 @@ class Codec {
 
   /// Decodes a run over `out`.
   virtual Findings decode(const uint8_t* wire, int64_t numel, void* out, DType dtype) const = 0;
+
+  /// The same three on CUDA, for all runs of a bucket at once; see kernels/batch.h.
+  virtual void encode_batch(const kernels::Batch& batch, const void* gradient, DType dtype,
+                            const kernels::BatchFeedback& feedback,
+                            const kernels::DeviceTransaction* transaction, uint64_t seed,
+                            uint8_t* wire, kernels::CudaStream stream) const = 0;
+  virtual void reduce_batch(const kernels::Batch& batch, const kernels::BatchPayloads& payloads,
+                            float factor, const kernels::BatchFeedback& feedback,
+                            const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* out,
+                            kernels::CudaStream stream) const = 0;
+  virtual void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
+                            const kernels::BatchFeedback& feedback,
+                            kernels::DeviceTransaction* transaction,
+                            kernels::CudaStream stream) const = 0;
 };
 
 }  // namespace lgreco::codecs

@@ -28,6 +28,24 @@ class Dense final : public Codec {
     return kernels::dense_decode(wire_, wire, numel, out, dtype);
   }
 
+  void encode_batch(const kernels::Batch& batch, const void* gradient, DType dtype,
+                    const kernels::BatchFeedback& feedback,
+                    const kernels::DeviceTransaction* transaction, uint64_t, uint8_t* wire,
+                    kernels::CudaStream stream) const override {
+    kernels::batch_dense_encode(wire_, batch, gradient, dtype, feedback, transaction, wire, stream);
+  }
+  void reduce_batch(const kernels::Batch& batch, const kernels::BatchPayloads& payloads, float factor,
+                    const kernels::BatchFeedback& feedback,
+                    const kernels::DeviceTransaction* transaction, uint64_t, uint8_t* out,
+                    kernels::CudaStream stream) const override {
+    kernels::batch_dense_reduce(wire_, batch, payloads, factor, feedback, transaction, out, stream);
+  }
+  void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
+                    const kernels::BatchFeedback& feedback, kernels::DeviceTransaction* transaction,
+                    kernels::CudaStream stream) const override {
+    kernels::batch_dense_decode(wire_, batch, wire, out, dtype, feedback, transaction, stream);
+  }
+
  private:
   static constexpr int64_t kBlockNumel = 512;  // only where runs may be cut; elements stand alone
   DType wire_;

@@ -29,6 +29,24 @@ class Quantize final : public Codec {
     return kernels::quantize_decode(spec_, wire, numel, out, dtype);
   }
 
+  void encode_batch(const kernels::Batch& batch, const void* gradient, DType dtype,
+                    const kernels::BatchFeedback& feedback,
+                    const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* wire,
+                    kernels::CudaStream stream) const override {
+    kernels::batch_quantize_encode(spec_, batch, gradient, dtype, feedback, transaction, seed, wire, stream);
+  }
+  void reduce_batch(const kernels::Batch& batch, const kernels::BatchPayloads& payloads, float factor,
+                    const kernels::BatchFeedback& feedback,
+                    const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* out,
+                    kernels::CudaStream stream) const override {
+    kernels::batch_quantize_reduce(spec_, batch, payloads, factor, feedback, transaction, seed, out, stream);
+  }
+  void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
+                    const kernels::BatchFeedback& feedback, kernels::DeviceTransaction* transaction,
+                    kernels::CudaStream stream) const override {
+    kernels::batch_quantize_decode(spec_, batch, wire, out, dtype, feedback, transaction, stream);
+  }
+
  private:
   kernels::QuantizeSpec spec_;
 };

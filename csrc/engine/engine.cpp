@@ -23,7 +23,7 @@ Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
 }
 
 const std::shared_ptr<const Plan>& Engine::plan_in_force() {
-  const uint64_t steps = exchange_ ? exchange_->committed_steps() : 0;
+  const uint64_t steps = exchange_ ? exchange_->steps_so_far() : 0;
   return steps < options_.warmup_steps ? warmup_plan_ : plan_;
 }
 
@@ -48,8 +48,6 @@ FuturePtr Engine::run(c10d::GradBucket& bucket) {
     return future;
   }
   if (bucket.getIndex() == 0) {
-    exchange_->drain();
-    exchange_->settle();
     exchange_->begin_step(plan_in_force(), scale_);
   }
   layers_of(bucket);
@@ -59,20 +57,15 @@ FuturePtr Engine::run(c10d::GradBucket& bucket) {
                          .layers = bucket_layers_});
 }
 
-void Engine::settle() {
-  exchange_->drain();
-  exchange_->settle();
-}
-
 uint64_t Engine::committed_steps() {
   if (!exchange_) return 0;
-  settle();
+  exchange_->settle();
   return exchange_->committed_steps();
 }
 
 std::vector<LayerResidual> Engine::residuals() {
   if (!exchange_) return {};
-  settle();
+  exchange_->settle();
   const Plan& plan = exchange_->plan();
   std::vector<LayerResidual> out;
   for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
@@ -93,7 +86,7 @@ std::vector<LayerResidual> Engine::residuals() {
 
 void Engine::load(uint64_t committed_steps, const std::vector<LayerResidual>& residuals) {
   if (!exchange_) return;
-  settle();
+  exchange_->settle();
   exchange_->set_committed_steps(committed_steps);
   exchange_->restart(plan_in_force());
   const Plan& plan = exchange_->plan();

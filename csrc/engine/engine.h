@@ -63,7 +63,6 @@ class Engine {
  private:
   void layers_of(c10d::GradBucket& bucket);
   const std::shared_ptr<const Plan>& plan_in_force();
-  void settle();
 
   const EngineOptions options_;
   const std::vector<at::Tensor> parameters_;

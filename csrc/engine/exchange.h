@@ -44,18 +44,16 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
 
-  /// Prepares for a new step under `plan`, which may differ from the last one's; settle() and
-  /// drain() came before. `scale`: the loss scale, fp32 scalar on the gradients' device.
+  /// Commits or drops what the last step wrote, then prepares for a new step under `plan`, which
+  /// may differ from the last one's. `scale`: the loss scale, fp32 scalar on the gradients' device.
   virtual void begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) = 0;
   /// Starts the exchange of a bucket; returns before any byte is delivered.
   virtual FuturePtr run(const BucketCall& call) = 0;
 
-  /// Commits or drops what the last step wrote; nothing may be in flight.
+  /// Waits for the last step, then commits or drops what it wrote.
   virtual void settle() = 0;
   /// The last step will be dropped instead of committed.
   virtual void discard() = 0;
-  /// Waits for all buckets in flight; throws what made one of them fail.
-  virtual void drain() = 0;
   /// Stops at once, releases threads and buffers. Futures in flight get an error.
   virtual void close() = 0;
 
@@ -63,6 +61,9 @@ class Exchange {
   virtual void restart(std::shared_ptr<const Plan> plan) = 0;
   /// The plan that residuals() is laid out by.
   virtual const Plan& plan() const = 0;
+  /// By which the engine finds the plan in force for the next step. Where only the device knows
+  /// whether a step was dropped, dropped steps count too.
+  virtual uint64_t steps_so_far() = 0;
   virtual uint64_t committed_steps() = 0;
   virtual void set_committed_steps(uint64_t steps) = 0;
   virtual Residuals& residuals() = 0;

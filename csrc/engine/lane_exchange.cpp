@@ -2,25 +2,15 @@
 #include "engine/lane_exchange.h"
 
 #include <ATen/core/jit_type.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "core/error.h"
+#include "engine/gradient_dtype.h"
 
 namespace lgreco::engine {
 namespace {
-
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return DType::kFloat32;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: break;
-  }
-  throw ValueError(concat("gradients must be fp32, bf16 or fp16, got ", tensor.scalar_type()));
-}
 
 // Scatter answers come straight from a peer; gather answers wait for others' scatter. Giving up on
 // the first a little earlier lets the rank that knows who is silent be the first to say so.
@@ -64,6 +54,7 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
 }
 
 void LaneExchange::settle() {
+  drain();
   if (complete_ && !dropped_) {
     residuals_->commit();
     ++committed_steps_;
@@ -73,6 +64,7 @@ void LaneExchange::settle() {
 }
 
 void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) {
+  settle();
   if (plan != plan_) {
     clear_jobs(0);
     auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
@@ -125,7 +117,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
          call.buffer.numel(), " elements, its layers have ", job.layout.numel());
   job.buffer = call.buffer;
   job.gradient = static_cast<uint8_t*>(call.buffer.mutable_data_ptr());
-  job.dtype = dtype_of(call.buffer);
+  job.dtype = gradient_dtype(call.buffer);
   job.bucket = call.index;
   job.future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
   job.decodes_left = static_cast<int32_t>(job.layout.chunks().size());

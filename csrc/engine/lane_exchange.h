@@ -34,10 +34,10 @@ class LaneExchange final : public Exchange {
   FuturePtr run(const BucketCall& call) override;
   void settle() override;
   void discard() override { dropped_ = true; }
-  void drain() override;
   void close() override;
   void restart(std::shared_ptr<const Plan> plan) override;
   const Plan& plan() const override { return *plan_; }
+  uint64_t steps_so_far() override { return committed_steps_ + (complete_ && !dropped_ ? 1 : 0); }
   uint64_t committed_steps() override { return committed_steps_; }
   void set_committed_steps(uint64_t steps) override { committed_steps_ = steps; }
   Residuals& residuals() override { return *residuals_; }
@@ -47,6 +47,7 @@ class LaneExchange final : public Exchange {
   enum Round : uint8_t { kScatter = 0, kGather = 1 };
 
   void clear_jobs(size_t keep);
+  void drain();
   Job& job_for(const BucketCall& call);
   void expect_messages(Job& job);
   void queue_encodes(Job& job);

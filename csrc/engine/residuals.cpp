@@ -29,6 +29,15 @@ codecs::Feedback Residuals::feedback(const Arena& arena, int64_t offset, float s
           .inverse_scale = 1.0F / scale};
 }
 
+kernels::BatchFeedback Residuals::batch(const Arena& arena, const float* scale) const {
+  kernels::BatchFeedback feedback;
+  if (!dtype_) return feedback;
+  for (int half = 0; half < 2; ++half) feedback.arenas[half] = arena.half[half].mutable_data_ptr();
+  feedback.dtype = *dtype_;
+  feedback.scale = scale;
+  return feedback;
+}
+
 void Residuals::keep(Arena& arena, int64_t offset, int64_t numel) {
   const codecs::Feedback places = feedback(arena, offset, 1.0F);
   if (places.in != nullptr) std::memcpy(places.out, places.in, numel * element_bytes(*dtype_));

@@ -25,11 +25,17 @@ class Residuals {
     return feedback(owner_, tile.owner_residual_offset, scale);
   }
 
+  /// The arenas as CUDA kernels take them; `scale` in device memory, or null.
+  kernels::BatchFeedback sender_batch(const float* scale) const { return batch(sender_, scale); }
+  kernels::BatchFeedback owner_batch(const float* scale) const { return batch(owner_, scale); }
+
   /// The shadow becomes what is committed for this tile: it was not coded in this step.
   void keep_sender(const Tile& tile) { keep(sender_, tile.residual_offset, tile.numel); }
   void keep_owner(const Tile& tile) { keep(owner_, tile.owner_residual_offset, tile.numel); }
 
   void commit() { committed_ ^= 1; }
+  /// Which half is committed, where the device has decided it.
+  void set_committed(int half) { committed_ = half; }
 
   /// The committed residual of a whole layer, flat, [numel]; undefined where the layer has none.
   at::Tensor of_layer(const Plan& plan, int32_t layer) const;
@@ -48,6 +54,7 @@ class Residuals {
     at::Tensor half[2];
   };
   codecs::Feedback feedback(const Arena& arena, int64_t offset, float scale) const;
+  kernels::BatchFeedback batch(const Arena& arena, const float* scale) const;
   void keep(Arena& arena, int64_t offset, int64_t numel);
 
   std::optional<DType> dtype_;

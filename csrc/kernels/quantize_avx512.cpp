@@ -5,6 +5,8 @@
 namespace lgreco::kernels::avx512 {
 namespace {
 
+constexpr int kWireAheadBytes = 1024;
+
 constexpr uint64_t first_bits(int count) { return count >= 64 ? ~0ULL : (1ULL << count) - 1; }
 
 struct alignas(64) Bytes {
@@ -56,37 +58,44 @@ struct Level : Lanes {
 
   // --- packing ---
 
-  /// The low bytes of 64 lanes.
-  LGRECO_LANES void narrow(const Int (&quad)[4], uint8_t* codes) {
-    static constexpr Bytes kLow = low_bytes<0>(), kHigh = low_bytes<1>();
+  /// Packs the low bytes of 64 lanes, of which only the first `numel` are there.
+  template <int bits>
+  LGRECO_LANES void pack(const Int (&quad)[4], int numel, uint8_t* wire) {
+    static constexpr Bytes kLow = low_bytes<0>(), kHigh = low_bytes<1>(), kKept = kept_bytes<bits>();
     const __m512i low = _mm512_permutex2var_epi8(quad[0], _mm512_load_si512(&kLow), quad[1]);
     const __m512i high = _mm512_permutex2var_epi8(quad[2], _mm512_load_si512(&kHigh), quad[3]);
-    _mm512_store_si512(codes, _mm512_mask_blend_epi64(0xF0, low, high));
-  }
-
-  using Pack = void (*)(const uint8_t* codes, int numel, uint8_t* wire);
-
-  template <int bits>
-  static void pack(const uint8_t* codes, int numel, uint8_t* wire) {
-    static constexpr Bytes kKept = kept_bytes<bits>();
-    for (; numel > 0; numel -= 64, codes += 64, wire += 8 * bits) {
-      __m512i packed = _mm512_load_si512(codes);
-      if constexpr (bits < 8) {
-        // Neighbours pairwise: 16, 32, then 64 bits hold 2, 4, 8 codes.
-        packed = _mm512_maddubs_epi16(_mm512_set1_epi16(1 | 1 << (bits + 8)), packed);
-        packed = _mm512_madd_epi16(packed, _mm512_set1_epi32(1 | 1 << (2 * bits + 16)));
-        const __m512i high = _mm512_srli_epi64(packed, 32 - 4 * bits);
-        packed = _mm512_ternarylogic_epi64(_mm512_set1_epi64((1LL << 4 * bits) - 1), packed, high, 0xCA);
-        packed = _mm512_permutexvar_epi8(_mm512_load_si512(&kKept), packed);
-      }
-      const int bytes = numel >= 64 ? 8 * bits : (numel * bits + 7) / 8;
-      _mm512_mask_storeu_epi8(wire, first_bits(bytes), packed);
+    __m512i packed = _mm512_mask_blend_epi64(0xF0, low, high);
+    if (numel < 64) packed = _mm512_maskz_mov_epi8(first_bits(numel), packed);
+    if constexpr (bits < 8) {
+      // Neighbours pairwise: 16, 32, then 64 bits hold 2, 4, 8 codes.
+      packed = _mm512_maddubs_epi16(_mm512_set1_epi16(1 | 1 << (bits + 8)), packed);
+      packed = _mm512_madd_epi16(packed, _mm512_set1_epi32(1 | 1 << (2 * bits + 16)));
+      const __m512i upper = _mm512_srli_epi64(packed, 32 - 4 * bits);
+      packed = _mm512_ternarylogic_epi64(_mm512_set1_epi64((1LL << 4 * bits) - 1), packed, upper, 0xCA);
+      packed = _mm512_permutexvar_epi8(_mm512_load_si512(&kKept), packed);
+    }
+    if (numel >= 64) {
+      __builtin_prefetch(wire + kWireAheadBytes, 1);
+      store_first<8 * bits>(wire, packed);
+    } else {
+      _mm512_mask_storeu_epi8(wire, first_bits((numel * bits + 7) / 8), packed);
     }
   }
 
-  static Pack pack_for(int bits) {
-    static constexpr Pack kPacks[] = {pack<1>, pack<2>, pack<3>, pack<4>, pack<5>, pack<6>, pack<7>, pack<8>};
-    return kPacks[bits - 1];
+  /// Stores `bytes`, a multiple of 8, without a mask: masked stores that miss the cache are slow.
+  template <int bytes>
+  LGRECO_LANES void store_first(uint8_t* at, __m512i data) {
+    if constexpr (bytes == 64) {
+      _mm512_storeu_si512(at, data);
+    } else if constexpr (bytes >= 32) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_castsi512_si256(data));
+      store_first<bytes - 32>(at + 32, _mm512_castsi256_si512(_mm512_extracti64x4_epi64(data, 1)));
+    } else if constexpr (bytes >= 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_castsi512_si128(data));
+      store_first<bytes - 16>(at + 16, _mm512_castsi128_si512(_mm512_extracti32x4_epi32(data, 1)));
+    } else if constexpr (bytes >= 8) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm512_castsi512_si128(data));
+    }
   }
 
   // --- decoding ---

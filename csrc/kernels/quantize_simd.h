@@ -53,25 +53,31 @@ class SimdQuantizer {
     Int flaws = Level::zero();  ///< any bit set: an inf or NaN
   };
 
-  using Gather = void (*)(const void* input, float factor, const void* residual, float scale, int vectors,
-                          float* values, Extent& extent);
-
+  using Gather = void (*)(const void* input, const void* residual, float scale, int vectors, float* values,
+                          Extent& extent);
   template <DType kInput, Rest kRest>
-  static void gather_group(const void* input, float factor, const void* residual, float scale, int vectors,
-                           float* values, Extent& extent);
+  static void gather_group(const void* input, const void* residual, float scale, int vectors, float* values,
+                           Extent& extent);
 
-  using Code = void (*)(const float* values, int vectors, const Grid& grid, float top,
-                        const uint32_t* draws, float inverse_scale, uint8_t* codes, void* residual);
+  /// What pass two needs to know of a block.
+  struct Coding {
+    Grid grid;
+    float top;  ///< the greatest code
+    float inverse_scale;
+  };
 
-  template <bool kStochastic, Rest kRest>
-  static void code_group(const float* values, int vectors, const Grid& grid, float top,
-                         const uint32_t* draws, float inverse_scale, uint8_t* codes, void* residual);
+  using Code = void (*)(const float* values, int numel, const Coding& coding, const uint32_t* draws,
+                        uint8_t* wire, void* residual);
+  template <int bits, bool kStochastic, Rest kRest>
+  static void code_group(const float* values, int numel, const Coding& coding, const uint32_t* draws,
+                         uint8_t* wire, void* residual);
 
   /// Where the sum of one group of several payloads comes from.
   struct Payloads {
     const QuantizeSpec& spec;
     const uint8_t* const* wires;
     int count;
+    float factor;
     int64_t block_offset, codes_offset;  ///< bytes from a wire's begin: the block, the group's codes
     int64_t readable_bytes;              ///< of each wire, from codes_offset to its end
   };
@@ -100,6 +106,8 @@ class SimdQuantizer {
   static Gather gather_for(DType input, const Feedback& feedback);
   static Sum sum_for(int bits);
   static Code code_for(const QuantizeSpec& spec, const Feedback& feedback);
+  template <bool kStochastic, Rest kRest>
+  static Code code_for(int bits);
   template <bool kAdd>
   static Decode decode_for(int bits, DType out);
   template <DType kOut, bool kAdd>

@@ -5,7 +5,7 @@ namespace lgreco::kernels {
 
 /// Elements ahead of the gather that are fetched: a few blocks, across the page ends where the
 /// processor's own prefetching stops.
-inline constexpr int kFetchAheadBytes = 4096;
+inline constexpr int kFetchAheadBytes = 8192;
 
 /// How far beyond sixteen codes a level may read.
 inline constexpr int kOverread = 8;
@@ -20,47 +20,60 @@ LGRECO_HD const uint8_t* make_readable(const uint8_t* codes, int64_t readable_by
   return copy;
 }
 
+/// Calls `visit` for each vector of a group; a whole group's calls are unrolled.
+template <typename Visit>
+inline __attribute__((always_inline)) void for_vectors(int vectors, const Visit& visit) {
+  constexpr int kWhole = kGroupNumel / kLanes;
+  if (vectors == kWhole) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kWhole; ++v) visit(v);
+  } else {
+    for (int v = 0; v < vectors; ++v) visit(v);
+  }
+}
+
 template <class Level>
 template <DType kInput, Rest kRest>
-void SimdQuantizer<Level>::gather_group(const void* input, float factor, const void* residual, float scale,
-                                        int vectors, float* values, Extent& extent) {
-  constexpr bool kWide = kRest == Rest::kFloat32 || kRest == Rest::kStreamedFloat32;
-  constexpr DType kResidual = kWide ? DType::kFloat32 : DType::kBFloat16;
+void SimdQuantizer<Level>::gather_group(const void* input, const void* residual, float scale, int vectors,
+                                        float* values, Extent& extent) {
+  constexpr DType kResidual = kRest == Rest::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
   const auto* from = static_cast<const char*>(input);
   const auto* left = static_cast<const char*>(residual);
-  const Float factors = Level::set(factor), scales = Level::set(scale);
+  const Float scales = Level::set(scale);
   Extent seen = extent;
-  for (int v = 0; v < vectors; ++v) {
-    __builtin_prefetch(from + kFetchAheadBytes);
-    Float value = Level::mul(Level::template load<kInput>(from), factors);
-    from += kLanes * element_bytes(kInput);
+  const auto gather = [&](int v) __attribute__((always_inline)) {
+    constexpr int64_t kInputBytes = kLanes * element_bytes(kInput);
+    constexpr int64_t kResidualBytes = kLanes * element_bytes(kResidual);
+    __builtin_prefetch(from + v * kInputBytes + kFetchAheadBytes);
+    Float value = Level::template load<kInput>(from + v * kInputBytes);
     if constexpr (kRest != Rest::kNone) {
-      __builtin_prefetch(left + kFetchAheadBytes);
-      const Float owed = Level::template load<kResidual>(left);
+      __builtin_prefetch(left + v * kResidualBytes + kFetchAheadBytes);
+      const Float owed = Level::template load<kResidual>(left + v * kResidualBytes);
       value = Level::add(value, Level::mul(owed, scales));
-      left += kLanes * element_bytes(kResidual);
     }
     Level::template store<DType::kFloat32>(values + v * kLanes, value);
     seen.lo = Level::min(seen.lo, value);
     seen.hi = Level::max(seen.hi, value);
     // 0 for a finite value, NaN otherwise.
     seen.flaws = Level::bit_or(seen.flaws, Level::bits(Level::sub(value, value)));
-  }
+  };
+  for_vectors(vectors, gather);
   extent = seen;
 }
 
 template <class Level>
-template <bool kStochastic, Rest kRest>
-void SimdQuantizer<Level>::code_group(const float* values, int vectors, const Grid& grid, float top,
-                                      const uint32_t* draws, float inverse_scale, uint8_t* codes,
-                                      void* residual) {
-  const Float lo = Level::set(grid.lo), step = Level::set(grid.step), inverse = Level::set(grid.inverse);
-  const Float inverse_scales = Level::set(inverse_scale), tops = Level::set(top);
+template <int bits, bool kStochastic, Rest kRest>
+void SimdQuantizer<Level>::code_group(const float* values, int numel, const Coding& coding,
+                                      const uint32_t* draws, uint8_t* wire, void* residual) {
+  constexpr int64_t kRestBytes = kLanes * (kRest == Rest::kBFloat16 ? 2 : 4);
+  const Float lo = Level::set(coding.grid.lo), step = Level::set(coding.grid.step);
+  const Float inverse = Level::set(coding.grid.inverse), inverse_scale = Level::set(coding.inverse_scale);
+  const Float top = Level::set(coding.top);
   const Float magic = Level::set(12582912.0F);  // as in nearest_code()
   auto* left = static_cast<char*>(residual);
   // Four vectors at a time, because their codes fill 64 bytes. Those beyond the group's end are coded
   // too (whatever they hold) and never stored.
-  for (int first = 0; first < vectors; first += 4) {
+  const auto code_quad = [&](int first) __attribute__((always_inline)) {
     Int quad[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
@@ -70,26 +83,32 @@ void SimdQuantizer<Level>::code_group(const float* values, int vectors, const Gr
       if constexpr (kStochastic) {
         const Int drawn = Level::draw(draws + (first + v) / 2 * kLanes, v % 2);
         const Float uniform = Level::mul(Level::to_float(drawn), Level::set(0x1p-16F));
-        quad[v] = Level::truncate(Level::min(Level::add(scaled, uniform), tops));
+        quad[v] = Level::truncate(Level::min(Level::add(scaled, uniform), top));
         point = Level::to_float(quad[v]);
       } else {
         const Float lifted = Level::add(scaled, magic);
         quad[v] = Level::bits(lifted);  // the code is the low byte
         point = Level::sub(lifted, magic);
       }
-      if (kRest == Rest::kNone || first + v >= vectors) continue;
+      if (kRest == Rest::kNone || (first + v) * kLanes >= numel) continue;
       const Float decoded = Level::add(lo, Level::mul(point, step));
-      const Float error = Level::mul(Level::sub(value, decoded), inverse_scales);
+      const Float error = Level::mul(Level::sub(value, decoded), inverse_scale);
+      char* const at = left + (first + v) * kRestBytes;
       if constexpr (kRest == Rest::kStreamedFloat32) {
-        Level::stream(reinterpret_cast<float*>(left), error);
+        Level::stream(reinterpret_cast<float*>(at), error);
       } else if constexpr (kRest == Rest::kFloat32) {
-        Level::template store<DType::kFloat32>(left, error);
+        Level::template store<DType::kFloat32>(at, error);
       } else {
-        Level::template store<DType::kBFloat16>(left, error);
+        Level::template store<DType::kBFloat16>(at, error);
       }
-      left += kLanes * (kRest == Rest::kBFloat16 ? 2 : 4);
     }
-    Level::narrow(quad, codes + first * kLanes);
+    Level::template pack<bits>(quad, numel - first * kLanes, wire + first * 2 * bits);
+  };
+  if (numel == kGroupNumel) {
+    code_quad(0);
+    code_quad(4);
+  } else {
+    for (int first = 0; first * kLanes < numel; first += 4) code_quad(first);
   }
 }
 
@@ -106,6 +125,8 @@ template <int bits, int kVectors>
 void SimdQuantizer<Level>::sum_vectors(const Payloads& payloads, int first_vector, float* values) {
   constexpr int kVectorBytes = 2 * bits;
   Float sums[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sums[v] = Level::set(-0.0F);  // -0 + x is x, also where x is -0
   for (int k = 0; k < payloads.count; ++k) {
     const Grid grid = read_grid(payloads.spec, payloads.wires[k] + payloads.block_offset);
     const auto points = Level::template points<bits>(grid);
@@ -114,13 +135,13 @@ void SimdQuantizer<Level>::sum_vectors(const Payloads& payloads, int first_vecto
     codes = make_readable(codes, payloads.readable_bytes - first_vector * kVectorBytes, copy);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const Float decoded = Level::template decode<bits>(codes + v * kVectorBytes, points);
-      sums[v] = k == 0 ? decoded : Level::add(sums[v], decoded);
+      sums[v] = Level::add(sums[v], Level::template decode<bits>(codes + v * kVectorBytes, points));
     }
   }
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
-    Level::template store<DType::kFloat32>(values + (first_vector + v) * kLanes, sums[v]);
+    const Float scaled = Level::mul(sums[v], Level::set(payloads.factor));
+    Level::template store<DType::kFloat32>(values + (first_vector + v) * kLanes, scaled);
   }
 }
 

@@ -28,28 +28,28 @@ template <class Level>
 struct SimdQuantizer<Level>::GradientSource {
   GradientSource(const void* gradient, DType dtype, const Feedback& feedback)
       : input(static_cast<const char*>(gradient)), input_bytes(element_bytes(dtype)),
-        residual(static_cast<const char*>(feedback.in)), residual_bytes(element_bytes(feedback.dtype)),
-        scale(feedback.scale), gather(gather_for(dtype, feedback)) {}
+        residual(static_cast<const char*>(feedback.in)),
+        residual_bytes(feedback.in == nullptr ? 0 : element_bytes(feedback.dtype)), scale(feedback.scale),
+        gather(gather_for(dtype, feedback)) {}
 
   /// Gathers elements [begin, begin + numel) of the run, at most a group.
   void take(int64_t begin, int numel, float* values, Extent& extent) {
-    take_from(input + begin * input_bytes, 1.0F, begin, numel, values, extent);
-    if (!findings.nonzero) findings.nonzero = has_nonzero(input + begin * input_bytes, input_bytes, numel);
+    const char* from = input + begin * input_bytes;
+    take_from(from, begin, numel, values, extent);
+    if (!findings.nonzero) [[unlikely]] findings.nonzero = has_nonzero(from, input_bytes, numel);
   }
 
-  void take_from(const char* from, float factor, int64_t begin, int numel, float* values, Extent& extent) {
-    const char* left = residual == nullptr ? nullptr : residual + begin * residual_bytes;
-    const int vectors = vectors_of(numel);
-    alignas(64) char padded[2][kGroupNumel * 4];
-    if (numel % kLanes != 0) {
+  void take_from(const char* from, int64_t begin, int numel, float* values, Extent& extent) {
+    const char* left = residual + begin * residual_bytes;
+    if (numel % kLanes == 0) [[likely]] {
+      gather(from, left, scale, numel / kLanes, values, extent);
+    } else {
+      const int vectors = vectors_of(numel);
+      alignas(64) char padded[2][kGroupNumel * 4];
       pad_tail(from, input_bytes, numel, vectors * kLanes, padded[0]);
-      from = padded[0];
-      if (left != nullptr) {
-        pad_tail(left, residual_bytes, numel, vectors * kLanes, padded[1]);
-        left = padded[1];
-      }
+      if (residual != nullptr) pad_tail(left, residual_bytes, numel, vectors * kLanes, padded[1]);
+      gather(padded[0], padded[1], scale, vectors, values, extent);
     }
-    gather(from, factor, left, scale, vectors, values, extent);
   }
 
   const char* input;
@@ -73,9 +73,10 @@ struct SimdQuantizer<Level>::PayloadSource {
     const int64_t block_offset = begin / spec.block_numel * block_bytes;
     const int64_t codes_offset =
         block_offset + quantize_metadata_bytes(spec) + begin % spec.block_numel / 8 * spec.bits;
-    const Payloads payloads{spec, wires, count, block_offset, codes_offset, wire_bytes - codes_offset};
+    const Payloads payloads{spec,         wires,        count, factor, block_offset,
+                            codes_offset, wire_bytes - codes_offset};
     sum(payloads, vectors_of(numel), values);
-    rest.take_from(reinterpret_cast<const char*>(values), factor, begin, numel, values, extent);
+    rest.take_from(reinterpret_cast<const char*>(values), begin, numel, values, extent);
   }
 
   const QuantizeSpec& spec;
@@ -88,58 +89,58 @@ struct SimdQuantizer<Level>::PayloadSource {
   Findings findings;
 };
 
-/// Pass two: codes a block's values into the wire.
+/// Pass two: codes blocks into the wire.
 template <class Level>
 struct SimdQuantizer<Level>::Coder {
   Coder(const QuantizeSpec& spec, const Feedback& feedback, const Noise& noise)
-      : spec(spec), feedback(feedback), noise(noise), code(code_for(spec, feedback)),
-        pack(Level::pack_for(spec.bits)),
-        top(static_cast<float>(max_code(spec.bits, spec.symmetric))) {}
-
-  Grid begin_block(const Extent& extent, uint8_t* wire) const {
-    const bool finite = !Level::any(extent.flaws);
-    const Grid grid =
-        finite ? make_grid(spec, Level::lowest(extent.lo), Level::highest(extent.hi)) : broken_grid();
-    write_grid(spec, grid, wire);
-    return grid;
+      : spec(spec), noise(noise), residual(static_cast<char*>(feedback.out)),
+        residual_bytes(feedback.out == nullptr ? 0 : element_bytes(feedback.dtype)),
+        group_bytes(kGroupNumel / 8 * spec.bits), code(code_for(spec, feedback)) {
+    coding.top = static_cast<float>(max_code(spec.bits, spec.symmetric));
+    coding.inverse_scale = feedback.inverse_scale;
   }
 
-  /// Codes a group that begins at element `begin` of the run, `group` of block `block`.
-  void put(const float* values, int numel, const Grid& grid, int64_t begin, uint32_t block, uint32_t group,
-           uint8_t* wire) const {
-    alignas(64) uint8_t codes[kGroupNumel];
+  /// Returns whether the block can be delivered.
+  bool begin_block(const Extent& extent, uint8_t* wire) {
+    const bool finite = !Level::any(extent.flaws);
+    coding.grid =
+        finite ? make_grid(spec, Level::lowest(extent.lo), Level::highest(extent.hi)) : broken_grid();
+    write_grid(spec, coding.grid, wire);
+    return is_finite(coding.grid.step);
+  }
+
+  /// Codes a group that begins at element `begin` of the run and is the block's `group`th.
+  void put(const float* values, int numel, int64_t begin, int group, uint8_t* wire) const {
     alignas(64) uint32_t draws[kGroupNumel / 2];
-    const int vectors = vectors_of(numel);
-    if (spec.stochastic) Level::fill_draws(noise, block, group, draws);
-    const int64_t bytes = element_bytes(feedback.dtype);
-    char* left = feedback.out == nullptr ? nullptr : static_cast<char*>(feedback.out) + begin * bytes;
-    if (numel % kLanes == 0) {
-      code(values, vectors, grid, top, draws, feedback.inverse_scale, codes, left);
+    if (spec.stochastic) {
+      Level::fill_draws(noise, static_cast<uint32_t>(begin / spec.block_numel), group, draws);
+    }
+    uint8_t* const codes = wire + quantize_metadata_bytes(spec) + group * group_bytes;
+    char* const left = residual + begin * residual_bytes;
+    if (numel % kLanes == 0) [[likely]] {
+      code(values, numel, coding, draws, codes, left);
     } else {
       alignas(64) char padded[kGroupNumel * 4];
-      code(values, vectors, grid, top, draws, feedback.inverse_scale, codes, padded);
-      if (left != nullptr) memcpy(left, padded, numel * bytes);
-      memset(codes + numel, 0, kGroupNumel - numel);
+      code(values, numel, coding, draws, codes, padded);
+      if (residual != nullptr) memcpy(left, padded, numel * residual_bytes);
     }
-    pack(codes, numel, wire + quantize_metadata_bytes(spec) + group * (kGroupNumel / 8) * spec.bits);
   }
 
   /// Zeros after the codes; for a block that cannot be delivered also the codes and the residual.
-  void end_block(const Grid& grid, int numel, int64_t begin, uint8_t* wire) const {
-    const bool sound = is_finite(grid.step);
+  void end_block(bool sound, int numel, int64_t begin, uint8_t* wire) const {
     const int64_t written = quantize_metadata_bytes(spec) + (sound ? (numel * spec.bits + 7) / 8 : 0);
-    memset(wire + written, 0, quantize_block_bytes(spec, numel) - written);
-    if (sound || feedback.out == nullptr) return;
-    const int64_t bytes = element_bytes(feedback.dtype);
-    memset(static_cast<char*>(feedback.out) + begin * bytes, 0, numel * bytes);
+    const int64_t left = quantize_block_bytes(spec, numel) - written;
+    if (left > 0) memset(wire + written, 0, left);
+    if (!sound && residual != nullptr) memset(residual + begin * residual_bytes, 0, numel * residual_bytes);
   }
 
   const QuantizeSpec& spec;
-  const Feedback& feedback;
   const Noise& noise;
+  char* residual;
+  int64_t residual_bytes;
+  int64_t group_bytes;
   Code code;
-  typename Level::Pack pack;
-  float top;
+  Coding coding;
 };
 
 template <class Level>
@@ -147,7 +148,7 @@ template <class Source>
 void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, int64_t numel,
                                     const Feedback& feedback, const Noise& noise, uint8_t* wire) {
   if (numel == 0) return;
-  const Coder coder(spec, feedback, noise);
+  Coder coder(spec, feedback, noise);
   // The second half stands off by two lines, so that loads and stores of the two passes never lie a
   // multiple of 4096 bytes apart.
   alignas(64) float buffer[2 * kMaxBlockNumel + 6 * kLanes];  // coding reads up to three vectors beyond
@@ -161,8 +162,7 @@ void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, in
     source.take(first, group_numel(block_numel, group), values + first, extent);
   }
   for (int64_t begin = 0; begin < numel;) {
-    const Grid grid = coder.begin_block(extent, wire);
-    const bool sound = is_finite(grid.step);
+    const bool sound = coder.begin_block(extent, wire);
     source.findings.nonfinite |= !sound;
     const int64_t next = begin + block_numel;
     const int next_numel = block_numel_at(spec, next, numel);
@@ -173,11 +173,9 @@ void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, in
       if (group < next_groups) {
         source.take(next + first, group_numel(next_numel, group), next_values + first, extent);
       }
-      if (!sound) continue;
-      coder.put(values + first, group_numel(block_numel, group), grid, begin + first,
-                static_cast<uint32_t>(begin / spec.block_numel), group, wire);
+      if (sound) coder.put(values + first, group_numel(block_numel, group), begin + first, group, wire);
     }
-    coder.end_block(grid, block_numel, begin, wire);
+    coder.end_block(sound, block_numel, begin, wire);
     wire += quantize_block_bytes(spec, block_numel);
     float* const done = values;
     values = next_values;
@@ -251,20 +249,26 @@ typename SimdQuantizer<Level>::Gather SimdQuantizer<Level>::gather_for(DType inp
 }
 
 template <class Level>
+template <bool kStochastic, Rest kRest>
+typename SimdQuantizer<Level>::Code SimdQuantizer<Level>::code_for(int bits) {
+  static constexpr Code kCodes[] = {&code_group<1, kStochastic, kRest>, &code_group<2, kStochastic, kRest>,
+                                    &code_group<3, kStochastic, kRest>, &code_group<4, kStochastic, kRest>,
+                                    &code_group<5, kStochastic, kRest>, &code_group<6, kStochastic, kRest>,
+                                    &code_group<7, kStochastic, kRest>, &code_group<8, kStochastic, kRest>};
+  return kCodes[bits - 1];
+}
+
+template <class Level>
 typename SimdQuantizer<Level>::Code SimdQuantizer<Level>::code_for(const QuantizeSpec& spec,
                                                                    const Feedback& feedback) {
+  const auto pick = [&]<Rest kRest>() {
+    return spec.stochastic ? code_for<true, kRest>(spec.bits) : code_for<false, kRest>(spec.bits);
+  };
+  if (feedback.out == nullptr) return pick.template operator()<Rest::kNone>();
+  if (feedback.dtype == DType::kBFloat16) return pick.template operator()<Rest::kBFloat16>();
   const bool aligned = reinterpret_cast<uintptr_t>(feedback.out) % Level::kStreamAlignment == 0;
-  if (feedback.out == nullptr) {
-    return spec.stochastic ? &code_group<true, Rest::kNone> : &code_group<false, Rest::kNone>;
-  }
-  if (feedback.dtype == DType::kBFloat16) {
-    return spec.stochastic ? &code_group<true, Rest::kBFloat16> : &code_group<false, Rest::kBFloat16>;
-  }
-  if (aligned && feedback.out != feedback.in) {
-    return spec.stochastic ? &code_group<true, Rest::kStreamedFloat32>
-                           : &code_group<false, Rest::kStreamedFloat32>;
-  }
-  return spec.stochastic ? &code_group<true, Rest::kFloat32> : &code_group<false, Rest::kFloat32>;
+  if (aligned && feedback.out != feedback.in) return pick.template operator()<Rest::kStreamedFloat32>();
+  return pick.template operator()<Rest::kFloat32>();
 }
 
 template <class Level>

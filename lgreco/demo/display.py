@@ -64,18 +64,20 @@ class Display:
             line = (re.sub(r"\d+", "*", layer), str(choice))
             lines[line] += 1
             numel[line] += numels[layer]
-        table = Table(title=f"Plan of {title}", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("layer")
-        table.add_column("count", justify="right")
-        table.add_column("parameters", justify="right")
-        table.add_column("choice")
+        table = Table(
+            title=f"Plan of {title}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
+        table.add_column("layer", overflow="fold")
+        table.add_column("count", justify="right", no_wrap=True)
+        table.add_column("parameters", justify="right", no_wrap=True)
+        table.add_column("choice", overflow="fold")
         for (layer, choice), count in lines.items():
             table.add_row(layer, str(count), f"{numel[layer, choice]:,}", choice)
         self.console.print(table)
 
     def results(self, results: Sequence[Result], reference: str | None) -> None:
         """Prints the table of all runs and how far the reference differs from itself between seeds."""
-        table = Table(title="Results", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title="Results", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for heading in ("run", "seeds"):
             table.add_column(heading, no_wrap=True)
         against = "against\n" + (reference or "reference")
@@ -97,7 +99,7 @@ class Display:
 def bytes_text(count: float) -> str:
     """`13.2 MB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
@@ -108,10 +110,10 @@ def _figures(history: History) -> str:
     if history.loss:
         parts.append(f"loss {statistics.fmean(history.loss[-_SMOOTHED_STEPS:]):.3f}")
     if history.validation:
-        parts.append(f"validation {history.validation[-1][1]:.3f}")
+        parts.append(f"val {history.validation[-1][1]:.3f}")
     if history.step_ms:
-        parts.append(f"{statistics.median(history.step_ms[-_SMOOTHED_STEPS:]):.0f} ms/step")
-        parts.append(f"{bytes_text(history.wire_bytes[-1])}/step")
+        parts.append(f"{statistics.median(history.step_ms[-_SMOOTHED_STEPS:]):.0f} ms")
+        parts.append(f"{bytes_text(history.wire_bytes[-1])} sent")
     return "  ".join(parts)
 
 
@@ -124,7 +126,7 @@ def _cells(name: str, results: Sequence[Result], reference: str | None) -> list[
         ", ".join(str(row.seed) for row in rows),
         f"{statistics.fmean(row.final_loss for row in rows):.4f}",
         f"{statistics.fmean(row.val_loss for row in rows):.4f}",
-        "" if gap is None else f"{gap:+.2%}",
+        "-" if gap is None else f"{gap:+.2%}",
         bytes_text(statistics.fmean(row.wire_bytes_per_step for row in rows)),
         f"{statistics.fmean(ratios):.2f} x" if ratios else "",
         f"{statistics.fmean(row.step_ms for row in rows):.0f}",

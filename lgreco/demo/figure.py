@@ -70,10 +70,10 @@ def _draw_losses(axes: Axes, results: Sequence[Result], colours: dict[str, str],
         loss = np.asarray(result.history.loss)
         steps = np.arange(1, len(loss) + 1)
         at, validation = zip(*result.history.validation, strict=True)
-        # Rings for the reference: another run's dot lies inside the ring where both losses agree.
-        fill, size = ("none", 10.0) if name == reference else (colour, 5.0)
+        # Where losses agree, another run's line lies within the reference's broad one, its dots within the rings.
+        fill, size, width, alpha = ("none", 10.0, 4.0, 0.5) if name == reference else (colour, 5.0, 1.6, 1.0)
         axes.plot(steps, loss, color=colour, alpha=0.18, linewidth=0.8)
-        (line,) = axes.plot(steps, _smoothed(loss), color=colour, linewidth=1.6)
+        (line,) = axes.plot(steps, _smoothed(loss), color=colour, linewidth=width, alpha=alpha)
         (dots,) = axes.plot(at, validation, "o", color=colour, markerfacecolor=fill, markersize=size, zorder=3)
         if name not in labelled:
             labelled.add(name)

@@ -97,7 +97,7 @@ def parameter_digest(module: torch.nn.Module) -> bytes:
     """SHA-256 of the bytes of all parameters, 32 bytes."""
     digest = hashlib.sha256()
     for parameter in module.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -1,30 +1,141 @@
-"""Ranks as processes: runs a function on each of W ranks over Gloo on this machine and collects what they return."""
+"""Ranks as processes: runs a function on each of W ranks over Gloo on this machine and collects what they return.
+
+Ranks are forked from a server that has imported torch and lgreco, so that a test gets fresh processes in a moment. The
+server itself has one thread and touches no process group, which is what makes forking it safe.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import gc
+import multiprocessing
+import multiprocessing.connection
 import os
+import pickle
+import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-TIMEOUT_S = 90
+PATIENCE_S = 120.0
+"""How long a rank may take to answer before the test fails; a hang is a failure, not a wait."""
 
 
 class RankFailed(AssertionError):
-    """A rank raised; the message holds its traceback."""
+    """A rank raised or died; the message holds its traceback."""
 
 
-def _main(rank: int, world_size: int, store: str, timeout_s: float, function: Callable[..., Any], args: Any, pipe: Any) -> None:
+def run(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 30.0) -> list[Any]:
+    """Calls `function(rank, world_size, *args)` on every rank.
+
+    Args:
+        world_size: ranks, one process each, in one Gloo group.
+        function: at the top level of a module, so that the processes find it.
+        args: passed on.
+        timeout_s: time limit of the process group.
+
+    Returns:
+        What the ranks returned, in rank order.
+
+    Raises:
+        RankFailed: with the traceback of every rank that raised, died or did not answer in time.
+    """
+    __tracebackhide__ = True  # the ranks' tracebacks say it
+    with Ranks(world_size, function, *args, timeout_s=timeout_s) as ranks:
+        answers = [ranks.answer(rank) for rank in range(world_size)]
+    failures = [f"rank {rank}: {value}" for rank, (status, value) in enumerate(answers) if status == "error"]
+    if failures:
+        raise RankFailed("\n".join(failures))
+    return [value for _, value in answers]
+
+
+class Ranks:
+    """W running ranks that a test may signal; on leaving the context they are gone, whatever state they are in."""
+
+    def __init__(self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 30.0) -> None:
+        context = _context()
+        self._folder = tempfile.TemporaryDirectory()
+        self._pipes = []
+        self.processes = []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_main,
+                args=(rank, world_size, str(Path(self._folder.name) / "store"), timeout_s, function, args, theirs),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()  # so that a rank's death ends its pipe
+            self._pipes.append(ours)
+            self.processes.append(process)
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.join(0.0 if kind else 10.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._folder.cleanup()
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        """Sends a signal to a rank's process."""
+        os.kill(self.processes[rank].pid, number)
+
+    def answer(self, rank: int, patience_s: float = PATIENCE_S) -> tuple[str, Any]:
+        """Waits for the next thing that a rank has to say.
+
+        Returns:
+            ("ok", returned value), ("said", what `say` was given), or ("error", traceback or what became of it).
+        """
+        pipe = self._pipes[rank]
+        if not pipe.poll(patience_s):
+            return "error", f"no answer within {patience_s:g} s"
+        try:
+            answer: tuple[str, Any] = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            self.processes[rank].join(patience_s)
+            return "error", f"died with exit code {self.processes[rank].exitcode}"
+        return answer
+
+
+_say: Callable[[Any], None] | None = None
+
+
+def say(value: Any) -> None:
+    """Called by a rank: tells the test something while it goes on."""
+    assert _say is not None, "only a rank may say something"
+    _say(value)
+
+
+@functools.cache
+def _context() -> multiprocessing.context.ForkServerContext:
+    # One thread in every pool, so that the server has a single thread and W ranks do not fight for two cores.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo", "lgreco"])
+    return context
+
+
+def _main(
+    rank: int, world_size: int, store: str, timeout_s: float, function: Callable[..., Any], args: Any, pipe: Any
+) -> None:
+    global _say
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    _say = functools.partial(_send, pipe, "said")
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
@@ -33,57 +144,26 @@ def _main(rank: int, world_size: int, store: str, timeout_s: float, function: Ca
         timeout=datetime.timedelta(seconds=timeout_s),
     )
     try:
-        pipe.send(("ok", function(rank, world_size, *args)))
+        result = function(rank, world_size, *args)
+        gc.collect()
+        _send(pipe, "ok", result)
     except BaseException:
-        pipe.send(("error", traceback.format_exc()))
+        _send(pipe, "error", traceback.format_exc(limit=-8))  # the frames that matter
     finally:
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
 
 
-def run(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 30.0) -> list[Any]:
-    """Calls `function(rank, world_size, *args)` on every rank; the results in rank order.
-
-    Args:
-        function: at the top level of a module, so that it can be found by the spawned processes.
-        timeout_s: of the process group.
-
-    Raises:
-        RankFailed: with the traceback of the first rank that raised or did not answer in time.
-    """
-    context = mp.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        ends = [context.Pipe() for _ in range(world_size)]
-        processes = [
-            context.Process(
-                target=_main,
-                args=(rank, world_size, str(Path(folder) / "store"), timeout_s, function, args, ends[rank][1]),
-            )
-            for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
-        try:
-            answers = [_answer(ends[rank][0], processes[rank], rank) for rank in range(world_size)]
-        finally:
-            for process in processes:
-                process.join(10)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-    for rank, (status, value) in enumerate(answers):
-        if status == "error":
-            raise RankFailed(f"rank {rank}:\n{value}")
-    return [value for _, value in answers]
+def _send(pipe: Any, status: str, value: Any) -> None:
+    # Plain pickle: torch's own way of sending tensors needs the sender to stay alive.
+    pipe.send_bytes(pickle.dumps((status, value)))
 
 
-def _answer(pipe: Any, process: Any, rank: int) -> tuple[str, Any]:
-    waited = 0.0
-    while not pipe.poll(0.2):
-        waited += 0.2
-        if not process.is_alive() and not pipe.poll(0):
-            return "error", f"rank {rank} died with exit code {process.exitcode}"
-        if waited > TIMEOUT_S:
-            return "error", f"rank {rank} did not answer within {TIMEOUT_S} s"
-    answer: tuple[str, Any] = pipe.recv()
-    return answer
+def eventually(condition: Callable[[], bool], patience_s: float = 20.0) -> bool:
+    """Whether a condition comes true in time."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()

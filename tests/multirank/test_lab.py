@@ -128,7 +128,8 @@ def test_each_host_has_torchruns_environment_and_its_own_address() -> None:
 def test_gloo_ranks_meet_over_the_lab() -> None:
     program = (
         "import torch, torch.distributed as dist; dist.init_process_group('gloo'); "
-        "x = torch.tensor([dist.get_rank() + 1.0]); dist.all_reduce(x); print('sum', x.item())"
+        "x = torch.tensor([dist.get_rank() + 1.0]); dist.all_reduce(x); print('sum', x.item()); "
+        "dist.destroy_process_group()"
     )
     done = run_lab("--hosts", "3", "--rate", "100mbit", "--output", "rank0", "--", sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr

@@ -48,6 +48,10 @@ python=$(command -v "$python")
   die "the torch of $python sees no GPU; name another interpreter with --python"
 [[ -z $nccl || -e $nccl ]] || die "--nccl names $nccl, which is not there"
 [[ -z $nccl ]] || nccl=$(realpath "$nccl")
+known=' build tests memcheck racecheck synccheck benchmarks ranks '
+for part in ${parts//,/ }; do
+  [[ $known == *" $part "* ]] || die "unknown part $part; the parts are:$known"
+done
 [[ $ranks =~ ^[1-9][0-9]*$ ]] || die "--ranks must be a positive number, got $ranks"
 mkdir -p "$out" || die "cannot make the folder $out"
 out=$(realpath "$out")
@@ -65,8 +69,7 @@ print(getattr(module, "CMAKE_BIN_DIR", None) or module.BIN_DIR)
 PYTHON
   ) && PATH=$PATH:$folder
 done
-nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-[[ -z $nvcc ]] || PATH=$PATH:$(dirname "$nvcc")
+PATH=$PATH:/usr/local/cuda/bin
 export PATH PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 # run_part NAME LIMIT_S COMMAND...: its output goes to the screen and the log, its fate to the results.
@@ -132,7 +135,6 @@ for part in ${parts//,/ }; do
     memcheck | racecheck | synccheck) sanitize "$part" ;;
     benchmarks) run_part benchmarks 180 "$python" benchmarks/codec_cuda.py --json "$out/gpu_codec.json" ;;
     ranks) run_ranks ;;
-    *) die "unknown part $part; see --help" ;;
   esac
 done
 

@@ -53,6 +53,15 @@ def check(state: Mapping[str, Any]) -> None:
     missing = [key for key in ("world_size", "steps", "shapes") if key not in state]
     if missing:
         raise ValueError(f"the state of lgreco is incomplete: {', '.join(missing)} missing; was the file cut short?")
+    for key, least in (("world_size", 1), ("steps", 0)):
+        if type(state[key]) is not int or state[key] < least:
+            raise ValueError(f"the state of lgreco is damaged: {key} must be a whole number from {least}, got {state[key]!r}")
+    if not isinstance(state["shapes"], Mapping):
+        raise ValueError(f"the state of lgreco is damaged: shapes must be a mapping, got {state['shapes']!r}")
+    if "ranks" in state and len(state["ranks"]) != state["world_size"]:
+        raise ValueError(
+            f"the state of lgreco is damaged: it has parts of {len(state['ranks'])} ranks, of {state['world_size']}"
+        )
 
 
 def load(engine: Any, state: Mapping[str, Any], layers: Sequence[LayerInfo], rank: int, world_size: int) -> None:
@@ -91,9 +100,13 @@ def _residuals_for(
 
 def _checked(residuals: Any, shapes: Mapping[str, list[int]]) -> Mapping[str, Any]:
     """Refuses residuals that do not fit the layers, before any of them is put in place."""
+    if not isinstance(residuals, Mapping):
+        raise ValueError(f"the state of lgreco is damaged: residuals must be a mapping, got {type(residuals).__name__}")
     for name, part in residuals.items():
         if name not in shapes:
             raise ValueError(f'the checkpoint has a residual for layer "{name}", which the model lacks')
+        if not isinstance(part, Mapping) or not {"sender", "owner", "owner_offset"} <= set(part):
+            raise ValueError(f'layer "{name}": its residual must have sender, owner and owner_offset: damaged?')
         numel = torch.Size(shapes[name]).numel()
         sender, owner, offset = part["sender"], part["owner"], part["owner_offset"]
         if sender.numel() != numel or (owner is not None and not 0 <= offset <= numel - owner.numel()):

@@ -11,7 +11,7 @@ pybind11::dict build_info() {
   info["cuda"] = cuda_reason.empty();
   info["cuda_reason"] = cuda_reason;
   info["cuda_archs"] = LGRECO_CUDA_ARCHS;
-  info["nccl"] = cuda_reason.empty() && !std::string(LGRECO_TORCH_CUDA).empty();
+  info["nccl"] = cuda_reason.empty();  // through torch's own
   info["mpi"] = false;
   info["mpi_reason"] = "the MPI transport is not part of this version";
   info["torch"] = LGRECO_TORCH_VERSION;
@@ -29,4 +29,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "What is built in, what is missing and why.");
   lgreco::bindings::bind_engine(module);
   lgreco::bindings::bind_kernels(module);
+  lgreco::bindings::bind_cuda_kernels(module);
 }

@@ -61,6 +61,7 @@ class LaneExchange final : public Exchange {
 
   void write_header(Job& job, int32_t chunk, Round round);
   void check_header(const Job& job, int32_t chunk, Round round, int peer, const uint8_t* payload);
+  void check_replicas(Job& job, int32_t chunk);
   void send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk, Round round);
   int32_t tag_of(const Job& job, int32_t chunk, Round round) const;
   Noise noise_of(const Tile& tile, Round round) const;

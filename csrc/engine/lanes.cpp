@@ -82,6 +82,8 @@ void ReceiveLane::abort() {
 void ReceiveLane::stop() {
   abort();
   if (thread_.joinable()) thread_.join();
+  const std::lock_guard lock(mutex_);
+  posted_ = 0;  // from here on the messages may be gone
 }
 
 void ReceiveLane::check_deadline(std::chrono::milliseconds limit) {

@@ -61,6 +61,11 @@ struct Lanes {
     return _mm256_testz_si256(both, both) == 0;
   }
 
+  /// Whether a lane has a bit besides the sign: whether a float is not zero.
+  LGRECO_LANES bool any_magnitude(Int a) {
+    return _mm256_testz_si256(_mm256_or_si256(a.low, a.high), _mm256_set1_epi32(0x7FFFFFFF)) == 0;
+  }
+
   /// Lanes of `value` where `proof` is a number, 0 where it is NaN.
   LGRECO_LANES Float where_number(Float proof, Float value) {
     return {_mm256_and_ps(_mm256_cmp_ps(proof.low, proof.low, _CMP_ORD_Q), value.low),
@@ -109,6 +114,8 @@ struct Lanes {
     _mm256_stream_ps(at, value.low);
     _mm256_stream_ps(at + 8, value.high);
   }
+  /// Makes what was streamed visible before what is stored next.
+  LGRECO_LANES void fence() { _mm_sfence(); }
 
  private:
   LGRECO_LANES __m256i bf16_bits(__m256 value) {

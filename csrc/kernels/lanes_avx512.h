@@ -39,6 +39,9 @@ struct Lanes {
   LGRECO_LANES float highest(Float a) { return _mm512_reduce_max_ps(a); }
   LGRECO_LANES bool any(Int a) { return _mm512_test_epi32_mask(a, a) != 0; }
 
+  /// Whether a lane has a bit besides the sign: whether a float is not zero.
+  LGRECO_LANES bool any_magnitude(Int a) { return _mm512_test_epi32_mask(a, set(0x7FFFFFFF)) != 0; }
+
   /// Lanes of `value` where `proof` is a number, 0 where it is NaN.
   LGRECO_LANES Float where_number(Float proof, Float value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(proof, proof, _CMP_ORD_Q), value);
@@ -75,6 +78,8 @@ struct Lanes {
   /// Stores past the caches; `at` is on a kStreamAlignment boundary.
   static constexpr int kStreamAlignment = 64;
   LGRECO_LANES void stream(float* at, Float value) { _mm512_stream_ps(at, value); }
+  /// Makes what was streamed visible before what is stored next.
+  LGRECO_LANES void fence() { _mm_sfence(); }
 
  private:
   LGRECO_LANES Int bf16_bits(Float value) {

@@ -45,7 +45,6 @@ LGRECO_LANES __m256i load_constant(const void* at) { return _mm256_load_si256(st
 struct Level : Lanes {
   LGRECO_LANES Int truncate(Float a) { return {_mm256_cvttps_epi32(a.low), _mm256_cvttps_epi32(a.high)}; }
   LGRECO_LANES Float to_float(Int a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
-  LGRECO_LANES void fence() { _mm_sfence(); }
 
   // --- packing ---
 

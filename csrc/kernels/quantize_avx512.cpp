@@ -54,7 +54,6 @@ constexpr Bytes code_offsets() {
 struct Level : Lanes {
   LGRECO_LANES Int truncate(Float a) { return _mm512_cvttps_epi32(a); }
   LGRECO_LANES Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
-  LGRECO_LANES void fence() { _mm_sfence(); }
 
   // --- packing ---
 

@@ -9,14 +9,12 @@
 
 #include "kernels/quantize_levels.h"
 #include "kernels/quantize_math.h"
+#include "kernels/rest.h"
 
 namespace lgreco::kernels {
 
 inline constexpr int kLanes = 16;
 inline constexpr int kMaxBlockNumel = 4096;
-
-/// Where a block's residual goes. Streamed: past the caches, without reading the old lines first.
-enum class Rest : uint8_t { kNone, kFloat32, kStreamedFloat32, kBFloat16 };
 
 /// `Level` adds to Lanes what coding needs: see quantize_avx512.cpp.
 template <class Level>

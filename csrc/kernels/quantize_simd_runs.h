@@ -264,11 +264,13 @@ typename SimdQuantizer<Level>::Code SimdQuantizer<Level>::code_for(const Quantiz
   const auto pick = [&]<Rest kRest>() {
     return spec.stochastic ? code_for<true, kRest>(spec.bits) : code_for<false, kRest>(spec.bits);
   };
-  if (feedback.out == nullptr) return pick.template operator()<Rest::kNone>();
-  if (feedback.dtype == DType::kBFloat16) return pick.template operator()<Rest::kBFloat16>();
-  const bool aligned = reinterpret_cast<uintptr_t>(feedback.out) % Level::kStreamAlignment == 0;
-  if (aligned && feedback.out != feedback.in) return pick.template operator()<Rest::kStreamedFloat32>();
-  return pick.template operator()<Rest::kFloat32>();
+  switch (rest_of(feedback, Level::kStreamAlignment)) {
+    case Rest::kNone: break;
+    case Rest::kFloat32: return pick.template operator()<Rest::kFloat32>();
+    case Rest::kStreamedFloat32: return pick.template operator()<Rest::kStreamedFloat32>();
+    case Rest::kBFloat16: return pick.template operator()<Rest::kBFloat16>();
+  }
+  return pick.template operator()<Rest::kNone>();
 }
 
 template <class Level>

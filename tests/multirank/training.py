@@ -81,10 +81,10 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def state_digest(state: lgreco.State) -> str:
-    """Equal for equal residuals and step counts."""
+    """Equal for equal residuals and step counts; a residual that is not there yet is a zero one."""
     saved = state.state_dict()
     tensors = [part[side] for part in saved["residuals"].values() for side in ("sender", "owner")]
-    return f"{saved['steps']} {digest(tensor for tensor in tensors if tensor is not None)}"
+    return f"{saved['steps']} {digest(tensor for tensor in tensors if tensor is not None and tensor.any())}"
 
 
 def attach_faulty(ddp: Any, config: Any, faults: _C.Faults) -> lgreco.State:

@@ -94,15 +94,9 @@ def default_build_dir(torch_version: str) -> Path:
 
 
 def has_cuda(build_dir: Path) -> bool:
-    """Whether CMake found nvcc and was let use it."""
-    entries = dict(
-        line.split("=", 1)
-        for line in (build_dir / "CMakeCache.txt").read_text(encoding="utf-8").splitlines()
-        if "=" in line and not line.startswith(("#", "//"))
-    )
-    compiler = next((value for key, value in entries.items() if key.startswith("CMAKE_CUDA_COMPILER:")), "")
-    switch = next(value for key, value in entries.items() if key.startswith("LGRECO_CUDA:"))
-    return switch != "0" and bool(compiler) and not compiler.endswith("NOTFOUND")
+    """Whether CMake built the CUDA kernels; CMakeLists.txt decides and notes it in its cache."""
+    cache = (build_dir / "CMakeCache.txt").read_text(encoding="utf-8")
+    return "LGRECO_HAS_CUDA:INTERNAL=TRUE" in cache.splitlines()
 
 
 def commit() -> str:

@@ -55,7 +55,8 @@ def check(state: Mapping[str, Any]) -> None:
         raise ValueError(f"the state of lgreco is incomplete: {', '.join(missing)} missing; was the file cut short?")
     for key, least in (("world_size", 1), ("steps", 0)):
         if type(state[key]) is not int or state[key] < least:
-            raise ValueError(f"the state of lgreco is damaged: {key} must be a whole number from {least}, got {state[key]!r}")
+            allowed = f"a whole number from {least}"
+            raise ValueError(f"the state of lgreco is damaged: {key} must be {allowed}, got {state[key]!r}")
     if not isinstance(state["shapes"], Mapping):
         raise ValueError(f"the state of lgreco is damaged: shapes must be a mapping, got {state['shapes']!r}")
     if "ranks" in state and len(state["ranks"]) != state["world_size"]:

@@ -29,7 +29,7 @@ class Config(BaseModel):
     much to win back at most that 0.3 %; 2 bits cost +4 %. The 20 dense steps are part of what was simulated.
 
     Attributes:
-        enabled: false trains dense, through the same engine, so that a run can be compared.
+        enabled: false registers nothing: DDP averages as always, so that a run can be compared.
         seed: of the counter-based random numbers (stochastic rounding).
         warmup_steps: dense steps before the first compressed one.
         residual: type in which error feedback is kept, or off (then what a codec leaves out is lost).

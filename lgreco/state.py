@@ -177,10 +177,11 @@ class State:
     def _register(self, ddp: DistributedDataParallel) -> None:
         self._engine.register_on(ddp.reducer)
 
-    def _run(self, bucket: dist.GradBucket) -> Any:
+    def _run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self._engine is None:
             self._bind(_ddp_of(self))
-        return self._engine.run(bucket)
+        future: torch.futures.Future[torch.Tensor] = self._engine.run(bucket)
+        return future
 
 
 def _named_parameters(ddp: DistributedDataParallel) -> dict[str, nn.Parameter]:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run
-from torch import nn
-from training import attach_faulty, batch_of, digest, everything, loss_of, make, same_on_all_ranks, train
+from training import Deep, attach_faulty, batch_of, digest, everything, loss_of, make, same_on_all_ranks, train
 
 import lgreco
 from lgreco import _C
@@ -84,15 +83,8 @@ def test_the_conventional_hook_returns_before_a_byte_is_delivered() -> None:
     run(2, _blocked_python_hook)
 
 
-class _Deep(nn.Sequential):
-    """Many layers, a bucket each."""
-
-    def __init__(self) -> None:
-        super().__init__(*(layer for _ in range(12) for layer in (nn.Linear(96, 96), nn.Tanh())))
-
-
 def _delayed(rank: int, world_size: int, delays: list[tuple[int, int]]) -> list[str]:
-    ddp = make(_Deep, bucket_cap_mb=0.02)
+    ddp = make(lambda: Deep(12, 96), bucket_cap_mb=0.02)
     faults = _C.Faults()
     faults.send_delay_ms, faults.receive_delay_ms = delays[rank]
     attach_faulty(ddp, CONFIG, faults)
@@ -104,5 +96,9 @@ def _delayed(rank: int, world_size: int, delays: list[tuple[int, int]]) -> list[
 def test_slow_lanes_change_no_bit() -> None:
     """Delays in the lanes of single ranks, many buckets, 4 ranks: no hang, no mismatch, the same bits as without."""
     reference = same_on_all_ranks(run(4, _delayed, [(0, 0)] * 4))
-    for delays in ([(9, 0), (0, 0), (0, 0), (0, 0)], [(0, 0), (0, 4), (7, 0), (2, 1)], [(0, 9), (0, 9), (0, 0), (5, 5)]):
+    for delays in (
+        [(9, 0), (0, 0), (0, 0), (0, 0)],
+        [(0, 0), (0, 4), (7, 0), (2, 1)],
+        [(0, 9), (0, 0), (0, 0), (5, 5)],
+    ):
         assert same_on_all_ranks(run(4, _delayed, delays)) == reference

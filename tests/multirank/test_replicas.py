@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run
 from torch import nn
-from training import batch_of, digest, everything, local_gradients, loss_of, make, same_on_all_ranks, train
+from training import Deep, batch_of, everything, local_gradients, loss_of, make, same_on_all_ranks, train
 
 import lgreco
 
@@ -47,7 +49,7 @@ def test_every_codec_leaves_the_same_bits_on_every_rank(world_size: int) -> None
         assert len({tuple(steps) for steps in digests.values()}) == len(CHOICES)
 
 
-class Mixed(nn.Module):
+class _Mixed(nn.Module):
     """fp32 and bf16 layers in one model, so that DDP forms buckets of both types."""
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ def _each_dtype(rank: int, world_size: int) -> dict[str, list[str]]:
     models = {
         "bf16": lambda: make(dtype=torch.bfloat16),
         "fp16": lambda: make(dtype=torch.float16),
-        "mixed": lambda: make(Mixed),
+        "mixed": lambda: make(_Mixed),
     }
     digests = {}
     for dtype, make_ddp in models.items():
@@ -86,8 +88,8 @@ def test_every_gradient_and_residual_type_leaves_the_same_bits_on_every_rank(wor
     """bf16, fp16 and mixed buckets, with the residual in fp32, in bf16 or off."""
     digests = same_on_all_ranks(run(world_size, _each_dtype))
     for dtype in ("bf16", "fp16", "mixed"):
-        four_bits = [digests[f"{dtype} {residual} quantize(bits=4, block=128)"][-1] for residual in ("fp32", "bf16", "off")]
-        assert len(set(four_bits)) == 3, "the residual's type must make a difference"
+        last = {digests[f"{dtype} {residual} quantize(bits=4, block=128)"][-1] for residual in ("fp32", "bf16", "off")}
+        assert len(last) == 3, "the residual's type must make a difference"
 
 
 def _each_bucket_size(rank: int, world_size: int, choice: str) -> list[list[str]]:
@@ -101,7 +103,7 @@ def _each_bucket_size(rank: int, world_size: int, choice: str) -> list[list[str]
         {"bucket_cap_mb": 1, "find_unused_parameters": True},  # does not rebuild
         {"bucket_cap_mb": 1, "gradient_as_bucket_view": True},
     ):
-        ddp = make(_Wide, **options)
+        ddp = make(Deep, **options)
         state = lgreco.attach(ddp, everything(choice))
         runs.append(train(ddp, rank, range(4), width=256))
         assert len(ddp.reducer._get_zeros_like_grad_buckets()) > 2 or options["bucket_cap_mb"] > 1
@@ -109,18 +111,10 @@ def _each_bucket_size(rank: int, world_size: int, choice: str) -> list[list[str]
     return runs
 
 
-class _Wide(nn.Sequential):
-    """5 MB of parameters."""
-
-    def __init__(self) -> None:
-        inner = [layer for _ in range(4) for layer in (nn.Linear(512, 512), nn.Tanh())]
-        super().__init__(nn.Linear(256, 512), nn.Tanh(), *inner, nn.Linear(512, 200))
-
-
 @pytest.mark.parametrize("choice", ["quantize(bits=4, block=512)", "quantize(bits=2, block=96, rounding=stochastic)"])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_buckets_do_not_change_the_bits(world_size: int, choice: str) -> None:
-    """The same bits for every bucket_cap_mb, across DDP's rebuild after the first step, and where it does not rebuild."""
+    """The same bits for every bucket_cap_mb, across DDP's rebuild after a step, and where it does not rebuild."""
     runs = same_on_all_ranks(run(world_size, _each_bucket_size, choice))
     assert all(digests == runs[0] for digests in runs), runs
 
@@ -228,7 +222,30 @@ def _owner(ranks: list[dict], rank: int, name: str, like: torch.Tensor) -> torch
     return whole
 
 
-@pytest.mark.parametrize("choice", ["quantize(bits=2, block=64)", "quantize(bits=4, grid=symmetric)", "dense(dtype=bf16)"])
+@pytest.mark.parametrize("choice", ["quantize(bits=2, block=64)", "quantize(grid=symmetric)", "dense(dtype=bf16)"])
 def test_what_is_left_out_is_kept(choice: str) -> None:
-    """mean(gradient + sender's residual) + owner's residual = delivered + what both keep, within fp32 rounding."""
+    """Mean(gradient + sender's residual) + owner's residual = delivered + what both keep, within fp32 rounding."""
     run(3, _nothing_is_lost, choice)
+
+
+def _diverged(rank: int, world_size: int, check_every: int) -> str | None:
+    ddp = make()
+    lgreco.attach(ddp, everything("quantize(bits=4, block=128)", check_replicas_every=check_every))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
+    train(ddp, rank, range(4), optimizer)
+    if rank == 2:
+        with torch.no_grad():
+            ddp.module.gain += 1e-6
+    try:
+        train(ddp, rank, range(4, 8), optimizer)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def test_diverged_replicas_are_found() -> None:
+    """check_replicas_every: N finds a replica that differs within N steps, and names its rank; 0 never looks."""
+    messages = run(3, _diverged, 3)
+    assert all(message and re.search(r"at step 7.*rank 2 ", message) for message in messages), messages
+    assert any("rank 2 holds other parameters than rank 0 (check_replicas_every)" in message for message in messages)
+    assert run(3, _diverged, 0) == [None] * 3

@@ -11,8 +11,12 @@ from training import batch_of, digest, everything, loss_of, make, same_on_all_ra
 
 import lgreco
 
-CHOICES = ["quantize(bits=4, block=128)", "quantize(bits=2, block=64, grid=symmetric, rounding=stochastic, scales=bf16)",
-           "dense(dtype=bf16)", "dense(dtype=fp32)"]  # fmt: skip
+CHOICES = [
+    "quantize(bits=4, block=128)",
+    "quantize(bits=2, block=64, grid=symmetric, rounding=stochastic, scales=bf16)",
+    "dense(dtype=bf16)",
+    "dense(dtype=fp32)",
+]
 PLACES = {"last": "wide.weight", "middle": "odd.weight", "first": "out.weight"}
 """The bucket that a layer travels in, by its name: DDP forms buckets from the last layer to the first."""
 
@@ -80,8 +84,10 @@ def _without_bad_steps(rank: int, world_size: int, choice: str, warmup_steps: in
 
 @pytest.mark.parametrize(("choice", "warmup_steps"), [*((choice, 0) for choice in CHOICES), (CHOICES[0], 4)])
 def test_a_bad_step_leaves_no_trace(choice: str, warmup_steps: int) -> None:
-    """inf and NaN in the first, a middle and the last bucket on each rank: all see it, GradScaler skips, the state is
-    as before, and the following steps are as if it had never been; in the warm-up, too."""
+    """Inf and NaN in the first, a middle and the last bucket, on each rank in turn, in the warm-up, too.
+
+    All ranks see it, GradScaler skips, the state is as before, and later steps are as if it had never been.
+    """
     spoilt = same_on_all_ranks(run(3, _with_bad_steps, choice, warmup_steps))
     assert spoilt == same_on_all_ranks(run(3, _without_bad_steps, choice, warmup_steps))
 
@@ -92,7 +98,9 @@ def _buckets(rank: int, world_size: int) -> dict[str, int]:
     job.good_step(rank, 1)
     places = {id(parameter): name for name, parameter in job.layers.items()}
     buckets = job.ddp.reducer._get_zeros_like_grad_buckets()
-    return {places[id(parameter)]: bucket.index() - len(buckets) for bucket in buckets for parameter in bucket.parameters()}
+    return {
+        places[id(parameter)]: bucket.index() - len(buckets) for bucket in buckets for parameter in bucket.parameters()
+    }
 
 
 def test_the_spoilt_layers_lie_in_the_first_a_middle_and_the_last_bucket() -> None:

@@ -28,10 +28,22 @@ class Net(nn.Module):
         self.gain = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, width] -> [n, 8]."""
         x = torch.tanh(self.wide(x))
         x = torch.tanh(self.odd(x))
         x = torch.tanh(self.narrow(x))
         return self.out(x) * self.gain
+
+
+class Deep(nn.Sequential):
+    """Many square layers, of which a bucket holds few; 5 MB where nothing else is said."""
+
+    def __init__(self, layers: int = 5, width: int = 512, inputs: int = 256) -> None:
+        widths = [min(width, inputs), *[width] * layers]
+        super().__init__(
+            *(layer for i in range(layers) for layer in (nn.Linear(widths[i], widths[i + 1]), nn.Tanh())),
+            nn.Linear(width, 100),
+        )
 
 
 def make(make_model: Callable[[], nn.Module] = Net, dtype: torch.dtype | None = None, **ddp: Any) -> Any:

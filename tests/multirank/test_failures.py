@@ -1,0 +1,187 @@
+"""When a rank dies, stalls or leaves, the others say which one, in time, and nobody stays behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import Ranks, eventually, say
+from training import attach_faulty, batch_of, everything, loss_of, make
+
+import lgreco
+from lgreco import _C
+
+CONFIG = everything("quantize(bits=4, block=128)")
+LIMIT_S = 5.0
+
+
+def _train_for_ever(rank: int, world_size: int) -> None:
+    ddp = make(bucket_cap_mb=0.05)
+    lgreco.attach(ddp, CONFIG)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    step = 0
+    while True:
+        optimizer.zero_grad()
+        loss_of(ddp, batch_of(rank, step)).backward()
+        optimizer.step()
+        step += 1
+        if step == 10:
+            say("going")
+
+
+@pytest.mark.parametrize("culprit", [0, 1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_survivors_name_the_rank_that_is_lost(number: signal.Signals, culprit: int) -> None:
+    """Killed or stopped, rank 0 included: the others raise within the group's timeout and name it; none hangs."""
+    with Ranks(3, _train_for_ever, timeout_s=LIMIT_S) as ranks:
+        for rank in range(3):
+            assert ranks.answer(rank) == ("said", "going")
+        ranks.signal(culprit, number)
+        begin = time.monotonic()
+        for rank in {0, 1, 2} - {culprit}:
+            status, message = ranks.answer(rank, patience_s=3 * LIMIT_S)
+            assert status == "error"
+            assert re.search(rf"compressed exchange failed on rank {rank} at .*rank {culprit} ", message), message
+        # Some of a loaded machine's time beside the limit itself; a killed rank is known at once.
+        assert time.monotonic() - begin < (LIMIT_S if number == signal.SIGKILL else 2 * LIMIT_S)
+        for rank in {0, 1, 2} - {culprit}:
+            ranks.processes[rank].join(10)
+            assert ranks.processes[rank].exitcode == 0
+        ranks.signal(culprit, signal.SIGKILL)
+    assert not any(process.is_alive() for process in ranks.processes)
+
+
+def _fail_in_backward(rank: int, world_size: int) -> str:
+    ddp = make(bucket_cap_mb=0.05)
+    state = lgreco.attach(ddp, CONFIG)
+    loss_of(ddp, batch_of(rank, 0)).backward()
+    loss = loss_of(ddp, batch_of(rank, 1))
+    if rank == 1:
+        ddp.module.odd.weight.register_hook(_raise)
+    try:
+        loss.backward()
+        state.close()
+    except (ZeroDivisionError, RuntimeError) as error:
+        if rank == 1:
+            state.close()  # as a script that ends does
+        return str(error)
+    return "nothing happened"
+
+
+def _raise(gradient: torch.Tensor) -> None:
+    raise ZeroDivisionError("on purpose")
+
+
+def test_an_error_in_one_ranks_backward_reaches_the_others() -> None:
+    """A rank that leaves in mid-backward takes nobody into a hang: the others raise and name it."""
+    with Ranks(3, _fail_in_backward, timeout_s=LIMIT_S) as ranks:
+        answers = [ranks.answer(rank, patience_s=4 * LIMIT_S) for rank in range(3)]
+    assert answers[1] == ("ok", "on purpose")
+    for rank in (0, 2):
+        assert re.search(rf"compressed exchange failed on rank {rank} at .*rank 1 ", answers[rank][1]), answers[rank]
+
+
+def _close_while_blocked(rank: int, world_size: int) -> None:
+    ddp = make(bucket_cap_mb=0.05)
+    faults = _C.Faults()
+    state = attach_faulty(ddp, CONFIG, faults)
+    faults.gate_closed = True
+
+    def close() -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(state.close)
+
+    output = ddp(batch_of(rank, 0))
+    output.register_hook(lambda gradient: close())
+    with pytest.raises(RuntimeError, match="was closed while a bucket was in flight"):
+        output.square().mean().backward()
+
+
+def test_closing_ends_a_blocked_exchange() -> None:
+    """state.close() with messages held back by the network returns, and the waiting backward raises."""
+    with Ranks(2, _close_while_blocked, timeout_s=60) as ranks:
+        assert [ranks.answer(rank, patience_s=30) for rank in range(2)] == [("ok", None)] * 2
+
+
+SCRIPT = Path(__file__).with_name("leaving_job.py")
+
+
+def _start_script(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    return [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), "2", str(folder / "store"), *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def _outputs(jobs: list[subprocess.Popen[str]]) -> list[str]:
+    try:
+        return [job.communicate(timeout=60)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+def _group_is_gone(job: subprocess.Popen[str]) -> bool:
+    try:
+        os.killpg(job.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_exit_in_mid_backward_leaves_nothing(tmp_path: Path) -> None:
+    """sys.exit on one rank in mid-backward: it ends with its own status, the other raises and names it."""
+    jobs = _start_script(tmp_path, "exit")
+    outputs = _outputs(jobs)
+    assert jobs[1].returncode == 7, outputs[1]
+    assert jobs[0].returncode == 1, outputs[0]
+    assert "rank 1 " in outputs[0].split("compressed exchange failed on rank 0")[1]
+    assert eventually(lambda: all(_group_is_gone(job) for job in jobs))
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    """SIGINT to all ranks in the middle of training ends all of them, promptly and without a crash."""
+    jobs = _start_script(tmp_path, "train")
+    for job in jobs:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "going\n"
+    for job in jobs:
+        job.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    outputs = _outputs(jobs)
+    assert time.monotonic() - begin < 30
+    for job, output in zip(jobs, outputs, strict=True):
+        # Python's own status of an interrupted program, or of one that heard first that its peer had left.
+        assert job.returncode in (-signal.SIGINT, 130, 1), output
+        assert "KeyboardInterrupt" in output or "compressed exchange failed" in output
+    assert any("KeyboardInterrupt" in output for output in outputs)
+    assert eventually(lambda: all(_group_is_gone(job) for job in jobs))
+
+
+def _never_attached(rank: int, world_size: int) -> Any:
+    state = lgreco.attach(make(), CONFIG)
+    del state
+    return None
+
+
+def test_an_attached_model_that_never_trains_ends() -> None:
+    """Processes that attach and end at once end."""
+    with Ranks(2, _never_attached) as ranks:
+        assert [ranks.answer(rank) for rank in range(2)] == [("ok", None)] * 2
+        for process in ranks.processes:
+            process.join(10)
+            assert process.exitcode == 0

@@ -66,11 +66,16 @@ class Bucket:
     out: Tensor
 
     @classmethod
-    def of(cls, numel: int) -> Bucket:
-        """A bucket with every page touched."""
+    def of(cls, numel: int, huge_pages: bool) -> Bucket:
+        """A bucket with every page touched; `huge_pages`: under the residuals, which are the engine's own memory."""
         torch.manual_seed(0)
         gradient = torch.randn(numel).mul_(1e-3)
-        return cls(gradient, gradient.flip(0).mul_(0.1), torch.zeros(numel), torch.zeros(numel))
+        committed, shadow = torch.empty(numel), torch.empty(numel)
+        if huge_pages:
+            _C.advise_huge_pages(committed)
+            _C.advise_huge_pages(shadow)
+        torch.mul(gradient.flip(0), 0.1, out=committed)
+        return cls(gradient, committed, shadow.zero_(), torch.zeros(numel))
 
 
 def quantize_works(choice: lgreco.Quantize, bucket: Bucket) -> dict[str, Work]:
@@ -181,6 +186,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="thread")
     parser.add_argument("--level", choices=("sse2", "avx2", "avx512"), help="instruction set level, default the best")
+    parser.add_argument("--small-pages", action="store_true", help="residuals without the engine's 2 MiB pages")
     parser.add_argument("--eager", action="store_true", help="also time torch's eager operations")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
@@ -189,7 +195,7 @@ def main() -> int:
         _C.set_cpu_level(arguments.level)
     rows: list[dict[str, Any]] = []
     for mib in arguments.mib:
-        bucket = Bucket.of(mib * 2**20 // 4)
+        bucket = Bucket.of(mib * 2**20 // 4, not arguments.small_pages)
         works = works_of(arguments.choice, bucket, arguments.eager)
         rows += measure(works, bucket, arguments.repeats, arguments.clock)
     settings = {**vars(arguments), "level": _C.cpu_level(), "threads": 1}

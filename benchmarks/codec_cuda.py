@@ -38,7 +38,7 @@ QUANTIZE: dict[str, Spec] = {
     "quantize(bits=4, block=512, grid=symmetric, scales=bf16)": (4, 512, True, False, True),
     "quantize(bits=4, block=512, rounding=stochastic)": (4, 512, False, True, False),
 }
-DENSE = {"dense(dtype=bf16)": "bf16", "dense(dtype=fp32)": "fp32"}
+DENSE = {"dense(dtype=bf16)": "bf16", "dense(dtype=fp16)": "fp16"}
 _RANKS = 4
 _RUN_NUMEL = 64 * 1024
 _COLUMNS = ("kernel", "choice", "numel", "ms_median", "roof_ms_median", "ratio_to_roof", "gb_per_s")
@@ -61,13 +61,6 @@ class Set:
     wire: Tensor
     inbox: Tensor
     transaction: Tensor
-
-
-def block_bytes(spec: Spec, numel: int) -> int:
-    """Bytes on the wire of a block of `numel` elements."""
-    bits, _, symmetric, _, bf16_scales = spec
-    metadata_bytes = (2 if bf16_scales else 4) * (1 if symmetric else 2)
-    return (metadata_bytes + (numel * bits + 7) // 8 + 3) // 4 * 4
 
 
 def runs_of(numel: int, block: int, run_bytes: Callable[[int], int]) -> tuple[list[tuple[int, ...]], int]:
@@ -152,18 +145,10 @@ def rows_of(choice: str, numel: int, repeats: int) -> list[dict[str, Any]]:
     stream = torch.cuda.current_stream().cuda_stream
     if choice in QUANTIZE:
         spec = QUANTIZE[choice]
-        runs, wire_bytes = runs_of(
-            numel,
-            spec[1],
-            lambda size: (
-                size // spec[1] * block_bytes(spec, spec[1])
-                + (block_bytes(spec, size % spec[1]) if size % spec[1] else 0)
-            ),
-        )
+        runs, wire_bytes = runs_of(numel, spec[1], lambda size: _C.quantize_wire_bytes(spec, size))
         works = quantize_works(spec, _C.cuda.Batch(runs, spec[1], torch.device("cuda")), stream)
     else:
-        element_bytes = 4 if DENSE[choice] == "fp32" else 2
-        runs, wire_bytes = runs_of(numel, 512, lambda size: size * element_bytes)
+        runs, wire_bytes = runs_of(numel, 512, lambda size: 2 * size)
         works = dense_works(DENSE[choice], _C.cuda.Batch(runs, 512, torch.device("cuda")), stream)
     sets = sets_of(numel, wire_bytes)
     for buffers in sets:  # payloads that were really coded, so that reduce and decode see ordinary numbers

@@ -108,8 +108,20 @@ build() {
   fi
 }
 
+# Without CUDA kernels pytest would skip every test and call that a success.
+has_kernels() {
+  "$python" -c 'import sys; from lgreco import _C; sys.exit(not _C.build_info()["cuda"])' 2>/dev/null ||
+    { skip_part "$1" "lgreco is not built with CUDA here (part build)"; return 1; }
+}
+
+run_tests() {
+  has_kernels tests || return
+  run_part tests 300 "$python" -m pytest -q -p no:cacheprovider tests/gpu
+}
+
 sanitize() {
   local tool=$1
+  has_kernels "$tool" || return
   command -v compute-sanitizer >/dev/null || { skip_part "$tool" "found no compute-sanitizer"; return; }
   # torch's allocator hands out pieces of large blocks, which would hide an access beyond a tensor's end.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 run_part "$tool" 300 compute-sanitizer --tool "$tool" --error-exitcode 77 \
@@ -125,13 +137,13 @@ run_ranks() {
     backend=nccl
   fi
   run_part "ranks ($backend)" 300 env "${settings[@]}" "$python" -m torch.distributed.run --standalone \
-    --nproc-per-node "$ranks" benchmarks/ranks.py --backend "$backend" --json "$out/gpu_ranks.json"
+    --nproc-per-node "$ranks" benchmarks/multirank.py --backend "$backend" --json "$out/gpu_ranks.json"
 }
 
 for part in ${parts//,/ }; do
   case $part in
     build) build ;;
-    tests) run_part tests 300 "$python" -m pytest -q -p no:cacheprovider tests/gpu ;;
+    tests) run_tests ;;
     memcheck | racecheck | synccheck) sanitize "$part" ;;
     benchmarks) run_part benchmarks 180 "$python" benchmarks/codec_cuda.py --json "$out/gpu_codec.json" ;;
     ranks) run_ranks ;;

@@ -112,7 +112,7 @@ def _checked(residuals: Any, shapes: Mapping[str, list[int]]) -> Mapping[str, An
         sender, owner, offset = part["sender"], part["owner"], part["owner_offset"]
         if sender.numel() != numel or (owner is not None and not 0 <= offset <= numel - owner.numel()):
             raise ValueError(f'layer "{name}" has {numel} elements, its saved residual {sender.numel()}: damaged?')
-    return residuals  # type: ignore[no-any-return]  # a mapping, as used above
+    return residuals
 
 
 def _redistribute(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "core/cpu_dispatch.h"
 #include "core/error.h"
+#include "core/huge_pages.h"
 #include "kernels/dense.h"
 #include "kernels/quantize.h"
 
@@ -229,6 +230,13 @@ void bind_kernels(py::module_& module) {
              py::arg("numel"), py::arg("committed"), py::arg("shadow"), py::arg("scale"),
              py::arg("out"));
   module.def("dense_decode", &dense_decode, py::arg("wire_dtype"), py::arg("wire"), py::arg("out"));
+  module.def(
+      "advise_huge_pages",
+      [](const Tensor& fresh) {
+        check_tensor(fresh, "the tensor", fresh.numel());
+        advise_huge_pages(fresh.mutable_data_ptr(), static_cast<int64_t>(fresh.nbytes()));
+      },
+      "Asks for large pages under a tensor that was never written.", py::arg("fresh"));
   module.def("roof_add", &roof_add, "sum += values", py::arg("sum"), py::arg("values"));
   module.def("roof_read", &roof_read, "Reads all values once.", py::arg("values"));
   module.def("roof_copy", &roof_copy, "memcpy", py::arg("to"), py::arg("values"));

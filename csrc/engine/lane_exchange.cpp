@@ -127,6 +127,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
   const FuturePtr future = job.future;
   {
     const std::lock_guard lock(mutex_);
+    ensure(!failed_, failure_);  // or nobody would ever complete this future
     job.active = true;
     ++active_jobs_;
   }

@@ -68,6 +68,7 @@ class LaneExchange final : public Exchange {
 
   void fail(const std::string& message, int culprit);
   void send_failure();
+  void send_failure_of(Job& job, int32_t chunk);
   void throw_if_failed();
 
   const ExchangeOptions options_;

@@ -230,29 +230,24 @@ void LaneExchange::fail(const std::string& message, int culprit) {
 }
 
 void LaneExchange::send_failure() {
-  for (const auto& job : jobs_) {
-    if (!job->active) continue;
+  std::vector<Job*> active;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& job : jobs_) {
+      if (job->active) active.push_back(job.get());
+    }
+  }
+  for (Job* job : active) {
     for (size_t id = 0; id < job->layout.chunks().size(); ++id) {
-      const auto chunk = static_cast<int32_t>(id);
-      const bool own = job->layout.chunks()[id].owner == rank_;
-      write_header(*job, chunk, own ? kGather : kScatter);
-      for (int peer = 0; peer < world_size_; ++peer) {
-        if (own ? peer == rank_ : peer != job->layout.chunks()[id].owner) continue;
-        uint8_t& sent = own ? job->sent[job->layout.chunks().size() + job->slot(peer, chunk)] : job->sent[id];
-        try {
-          if (sent == 0) send(own ? job->gather_out(peer, chunk) : *job->scatter_out[id], sent, *job, chunk, own ? kGather : kScatter);
-        } catch (const std::exception&) {
-          continue;  // this peer is the one that is lost
-        }
-      }
+      send_failure_of(*job, static_cast<int32_t>(id));
     }
   }
   std::this_thread::sleep_for(kLastWords);
   std::vector<FuturePtr> futures;
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& job : jobs_) {
-      if (job->active && job->future) futures.push_back(std::move(job->future));
+    for (Job* job : active) {
+      if (job->future) futures.push_back(std::move(job->future));
       job->active = false;
     }
     active_jobs_ = 0;
@@ -260,6 +255,25 @@ void LaneExchange::send_failure() {
   progress_.notify_all();
   for (const FuturePtr& future : futures) {
     future->setError(std::make_exception_ptr(Error(failure_)));
+  }
+}
+
+// In place of every message that this rank still owes for a chunk: a header that says who is lost.
+void LaneExchange::send_failure_of(Job& job, int32_t id) {
+  const bool own = job.layout.chunks()[id].owner == rank_;
+  const Round round = own ? kGather : kScatter;
+  write_header(job, id, round);
+  const auto owe = [&](transports::Message& message, uint8_t& sent) {
+    try {
+      if (sent == 0) send(message, sent, job, id, round);
+    } catch (const std::exception&) {
+      sent = 1;  // this peer is the one that is lost
+    }
+  };
+  if (!own) return owe(*job.scatter_out[id], job.sent[id]);
+  for (int peer = 0; peer < world_size_; ++peer) {
+    if (peer == rank_) continue;
+    owe(job.gather_out(peer, id), job.sent[job.layout.chunks().size() + job.slot(peer, id)]);
   }
 }
 

@@ -54,22 +54,28 @@ ReceiveLane::ReceiveLane(int64_t window_bytes, Arrived arrived, Failed failed)
       thread_([this] { loop(); }) {}
 
 void ReceiveLane::expect(const Expected* first, size_t count) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (stopping_) return;
-    for (size_t i = 0; i < count; ++i) queue_.push(first[i]);
-    post_up_to_window();
-  }
+  std::unique_lock lock(mutex_);
+  if (stopping_) return;
+  for (size_t i = 0; i < count; ++i) queue_.push(first[i]);
+  const std::string error = post_up_to_window();
+  const Expected refused = error.empty() ? Expected{} : queue_[posted_];
+  lock.unlock();
+  if (!error.empty()) failed_(refused, error);
   wake_.notify_one();
 }
 
-void ReceiveLane::post_up_to_window() {
+std::string ReceiveLane::post_up_to_window() {
   while (posted_ < queue_.size() && (posted_ == 0 || posted_bytes_ < window_bytes_)) {
     const Expected& next = queue_[posted_];
-    next.message->receive(next.tag);
+    try {
+      next.message->receive(next.tag);
+    } catch (const std::exception& error) {
+      return error.what();
+    }
     posted_bytes_ += next.bytes;
     ++posted_;
   }
+  return {};
 }
 
 void ReceiveLane::abort() {
@@ -121,12 +127,12 @@ void ReceiveLane::loop() {
     queue_.pop();
     --posted_;
     posted_bytes_ -= expected.bytes;
-    try {
-      post_up_to_window();
-    } catch (const std::exception& caught) {
-      const Expected next = queue_[posted_];
+    late_ = false;
+    error = post_up_to_window();
+    if (!error.empty()) {
+      const Expected refused = queue_[posted_];
       lock.unlock();
-      failed_(next, caught.what());
+      failed_(refused, error);
       return;
     }
     lock.unlock();

@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -102,7 +103,8 @@ class ReceiveLane {
 
  private:
   void loop();
-  void post_up_to_window();  // with mutex_ held
+  /// Posts the next receives, with mutex_ held; returns why one was refused, or nothing.
+  std::string post_up_to_window();
   int64_t window_bytes_;
   Arrived arrived_;
   Failed failed_;

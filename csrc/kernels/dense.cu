@@ -1,5 +1,5 @@
 // Launches the CUDA kernels of the dense wire: the twins of dense_cpu.cpp for a whole batch.
-#include "core/cuda_handles.h"
+#include "core/cuda_check.h"
 #include "kernels/dense_device.h"
 
 namespace lgreco::kernels {

@@ -9,8 +9,8 @@ Findings dense_encode(DType wire_dtype, const void* gradient, DType dtype, int64
   return SimdDense<Lanes>::encode(wire_dtype, gradient, dtype, numel, feedback, wire);
 }
 
-Findings dense_reduce(DType wire_dtype, const uint8_t* const* wires, int count, float factor, int64_t numel,
-                      const Feedback& feedback, uint8_t* out) {
+Findings dense_reduce(DType wire_dtype, const uint8_t* const* wires, int count, float factor,
+                      int64_t numel, const Feedback& feedback, uint8_t* out) {
   return SimdDense<Lanes>::reduce(wire_dtype, wires, count, factor, numel, feedback, out);
 }
 

@@ -47,8 +47,7 @@ Findings dense_reduce(DType wire_dtype, const uint8_t* const* wires, int count, 
   return findings;
 }
 
-Findings dense_decode(DType wire_dtype, const uint8_t* wire, int64_t numel, void* out,
-                      DType dtype) {
+Findings dense_decode(DType wire_dtype, const uint8_t* wire, int64_t numel, void* out, DType dtype) {
   Findings findings;
   for (int64_t i = 0; i < numel; ++i) {
     findings.nonfinite |= !is_finite(store_element(out, dtype, i, load_element(wire, wire_dtype, i)));
@@ -63,8 +62,7 @@ Findings dense_encode(DType wire_dtype, const void* gradient, DType dtype, int64
   switch (cpu_level()) {
     case CpuLevel::kAvx512:
       return avx512::dense_encode(wire_dtype, gradient, dtype, numel, feedback, wire);
-    case CpuLevel::kAvx2:
-      return avx2::dense_encode(wire_dtype, gradient, dtype, numel, feedback, wire);
+    case CpuLevel::kAvx2: return avx2::dense_encode(wire_dtype, gradient, dtype, numel, feedback, wire);
     case CpuLevel::kBaseline: break;
   }
   return scalar::dense_encode(wire_dtype, gradient, dtype, numel, feedback, wire);
@@ -82,8 +80,7 @@ Findings dense_reduce(DType wire_dtype, const uint8_t* const* wires, int count, 
   return scalar::dense_reduce(wire_dtype, wires, count, factor, numel, feedback, out);
 }
 
-Findings dense_decode(DType wire_dtype, const uint8_t* wire, int64_t numel, void* out,
-                      DType dtype) {
+Findings dense_decode(DType wire_dtype, const uint8_t* wire, int64_t numel, void* out, DType dtype) {
   switch (cpu_level()) {
     case CpuLevel::kAvx512: return avx512::dense_decode(wire_dtype, wire, numel, out, dtype);
     case CpuLevel::kAvx2: return avx2::dense_decode(wire_dtype, wire, numel, out, dtype);

@@ -1,6 +1,7 @@
 // The dense wire: what CUDA threads do. The C++ tests run this file on the host.
 #pragma once
 
+#include "kernels/batch_device.h"
 #include "kernels/lane_group.h"
 #include "kernels/octet.h"
 

@@ -20,15 +20,15 @@ class SimdDense {
     return findings;
   }
 
-  static Findings reduce(DType wire_dtype, const uint8_t* const* wires, int count, float factor, int64_t numel,
-                         const Feedback& feedback, uint8_t* out) {
+  static Findings reduce(DType wire_dtype, const uint8_t* const* wires, int count, float factor,
+                         int64_t numel, const Feedback& feedback, uint8_t* out) {
     Findings findings;
     alignas(64) float sums[kChunkNumel];
     for (int64_t begin = 0; begin < numel; begin += kChunkNumel) {
       const int64_t some = numel - begin < kChunkNumel ? numel - begin : kChunkNumel;
       sum_for(wire_dtype)(wires, count, factor, begin, some, sums);
-      findings.nonfinite |= encode_part(wire_dtype, sums, DType::kFloat32, some, advanced(feedback, begin),
-                                        at(out, begin, wire_dtype))
+      findings.nonfinite |= encode_part(wire_dtype, sums, DType::kFloat32, some,
+                                        advanced(feedback, begin), at(out, begin, wire_dtype))
                                 .nonfinite;
     }
     Lanes::fence();
@@ -50,8 +50,8 @@ class SimdDense {
   using Float = typename Lanes::Float;
   using Int = typename Lanes::Int;
   using Encode = Findings (*)(const void* input, int64_t numel, const Feedback& feedback, uint8_t* wire);
-  using Sum = void (*)(const uint8_t* const* wires, int count, float factor, int64_t begin, int64_t numel,
-                       float* sums);
+  using Sum = void (*)(const uint8_t* const* wires, int count, float factor, int64_t begin,
+                       int64_t numel, float* sums);
   using Decode = bool (*)(const uint8_t* wire, int64_t numel, void* out);
 
   static constexpr int kLanes = 16;
@@ -59,7 +59,8 @@ class SimdDense {
 
   template <typename Pointer>
   static Pointer at(Pointer data, int64_t i, DType dtype) {
-    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const uint8_t, uint8_t>;
+    using Byte =
+        std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const uint8_t, uint8_t>;
     return static_cast<Byte*>(data) + i * element_bytes(dtype);
   }
 
@@ -102,8 +103,9 @@ class SimdDense {
     const int64_t whole = numel / kLanes * kLanes;
     Findings findings = encode_for(wire_dtype, dtype, feedback)(gradient, whole, feedback, wire);
     if (whole < numel) {
-      const Findings tail = scalar::dense_encode(wire_dtype, at(gradient, whole, dtype), dtype, numel - whole,
-                                                 advanced(feedback, whole), at(wire, whole, wire_dtype));
+      const Findings tail =
+          scalar::dense_encode(wire_dtype, at(gradient, whole, dtype), dtype, numel - whole,
+                               advanced(feedback, whole), at(wire, whole, wire_dtype));
       findings.nonfinite |= tail.nonfinite;
       findings.nonzero |= tail.nonzero;
     }
@@ -111,8 +113,8 @@ class SimdDense {
   }
 
   template <DType kWire>
-  static void sum_chunk(const uint8_t* const* wires, int count, float factor, int64_t begin, int64_t numel,
-                        float* sums) {
+  static void sum_chunk(const uint8_t* const* wires, int count, float factor, int64_t begin,
+                        int64_t numel, float* sums) {
     int64_t i = 0;
     for (; i + kLanes <= numel; i += kLanes) {
       Float sum = Lanes::template load<kWire>(at(wires[0], begin + i, kWire));

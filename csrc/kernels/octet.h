@@ -26,6 +26,20 @@ LGRECO_HD int octet_count(int numel, int octet) {
 /// element_bytes() for device code too.
 LGRECO_HD int64_t stride_bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+/// An element at its natural alignment: without saying so, CUDA would read and write byte by byte.
+LGRECO_HD float load_aligned(const uint8_t* at, DType dtype) {
+  if (dtype == DType::kFloat32) {
+    return load_element(__builtin_assume_aligned(at, 4), DType::kFloat32, 0);
+  }
+  return load_element(__builtin_assume_aligned(at, 2), dtype, 0);
+}
+LGRECO_HD float store_aligned(uint8_t* at, DType dtype, float value) {
+  if (dtype == DType::kFloat32) {
+    return store_element(__builtin_assume_aligned(at, 4), DType::kFloat32, 0, value);
+  }
+  return store_element(__builtin_assume_aligned(at, 2), dtype, 0, value);
+}
+
 /// 16 bytes that go through memory in one instruction where their address allows it.
 struct alignas(16) Wide {
   uint32_t word[4];
@@ -50,7 +64,9 @@ LGRECO_HD void load_octet(const void* base, DType dtype, int64_t first, int coun
                           float (&out)[kOctet]) {
   const auto* at = static_cast<const uint8_t*>(base) + first * stride_bytes_of(dtype);
   if (count < kOctet || !is_wide_aligned(at)) {
-    for (int e = 0; e < kOctet; ++e) out[e] = e < count ? load_element(at, dtype, e) : 0.0F;
+    for (int e = 0; e < kOctet; ++e) {
+      out[e] = e < count ? load_aligned(at + e * stride_bytes_of(dtype), dtype) : 0.0F;
+    }
   } else if (dtype == DType::kFloat32) {
     const Wide low = load_wide(at), high = load_wide(at + sizeof(Wide));
     for (int e = 0; e < 4; ++e) out[e] = float_of(low.word[e]);
@@ -70,7 +86,7 @@ LGRECO_HD void store_octet(void* base, DType dtype, int64_t first, int count, fl
   auto* at = static_cast<uint8_t*>(base) + first * stride_bytes_of(dtype);
   if (count < kOctet || !is_wide_aligned(at)) {
     for (int e = 0; e < kOctet; ++e) {
-      if (e < count) values[e] = store_element(at, dtype, e, values[e]);
+      if (e < count) values[e] = store_aligned(at + e * stride_bytes_of(dtype), dtype, values[e]);
     }
   } else if (dtype == DType::kFloat32) {
     Wide low, high;

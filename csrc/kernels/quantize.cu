@@ -1,5 +1,5 @@
 // Launches the CUDA kernels of uniform quantisation: the twins of quantize_cpu.cpp for a whole batch.
-#include "core/cuda_handles.h"
+#include "core/cuda_check.h"
 #include "kernels/quantize_device.h"
 
 namespace lgreco::kernels {

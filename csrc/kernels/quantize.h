@@ -15,10 +15,10 @@
 namespace lgreco::kernels {
 
 struct QuantizeSpec {
-  int bits = 4;               ///< 1..8
-  int block_numel = 512;      ///< 32..4096, a multiple of 32
-  bool symmetric = false;     ///< grid around an exact zero instead of [min, max]
-  bool stochastic = false;    ///< floor(x + u) instead of round to nearest even
+  int bits = 4;             ///< 1..8
+  int block_numel = 512;    ///< 32..4096, a multiple of 32
+  bool symmetric = false;   ///< grid around an exact zero instead of [min, max]
+  bool stochastic = false;  ///< floor(x + u) instead of round to nearest even
   bool bf16_scales = false;
 };
 
@@ -42,16 +42,14 @@ Findings quantize_encode(const QuantizeSpec& spec, const void* gradient, DType d
 
 /// Codes factor * (sum of the decoded `wires`, in order, fp32) + owner residual into `out`.
 /// `out` may be one of the wires.
-Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count,
-                         float factor, int64_t numel, const Feedback& feedback, const Noise& noise,
-                         uint8_t* out);
+Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor,
+                         int64_t numel, const Feedback& feedback, const Noise& noise, uint8_t* out);
 
 /// Decodes a run over `out`.
 Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out,
                          DType dtype);
 
 /// sum += decoded run (used where payloads are summed without requantising).
-Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel,
-                             float* sum);
+Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, float* sum);
 
 }  // namespace lgreco::kernels

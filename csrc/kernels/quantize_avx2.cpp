@@ -40,10 +40,14 @@ constexpr Words code_shifts() {
   return words;
 }
 
-LGRECO_LANES __m256i load_constant(const void* at) { return _mm256_load_si256(static_cast<const __m256i*>(at)); }
+LGRECO_LANES __m256i load_constant(const void* at) {
+  return _mm256_load_si256(static_cast<const __m256i*>(at));
+}
 
 struct Level : Lanes {
-  LGRECO_LANES Int truncate(Float a) { return {_mm256_cvttps_epi32(a.low), _mm256_cvttps_epi32(a.high)}; }
+  LGRECO_LANES Int truncate(Float a) {
+    return {_mm256_cvttps_epi32(a.low), _mm256_cvttps_epi32(a.high)};
+  }
   LGRECO_LANES Float to_float(Int a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 
   // --- packing ---
@@ -70,6 +74,9 @@ struct Level : Lanes {
 
   // --- decoding ---
 
+  /// How many sums fit in registers beside a payload's points.
+  static constexpr int kSumVectors = 4;
+
   /// What codes decode to: for up to 3 bits all points of the grid (repeated, because the bits above a
   /// code are the next codes'), else its lo and step.
   struct Points {
@@ -93,27 +100,32 @@ struct Level : Lanes {
 
   // --- draws ---
 
-  /// The draws of a group: word w of lane l at draws[w * 16 + l]. Four lanes' counters at a time stand
-  /// in the low halves of 64-bit words, which is what the multiplier reads.
-  static void fill_draws(const Noise& noise, uint32_t block, uint32_t group, uint32_t* draws) {
-    for (int half = 0; half < 2; ++half) {
-      const __m256i lanes = _mm256_setr_epi64x(0, 2, 4, 6);
-      __m256i even[4], odd[4];
-      even[0] = _mm256_add_epi64(lanes, _mm256_set1_epi64x(group * 16U + 8U * half));
-      odd[0] = _mm256_add_epi64(even[0], _mm256_set1_epi64x(1));
-      even[1] = odd[1] = _mm256_set1_epi64x(noise.first_block + block);
-      even[2] = odd[2] = _mm256_set1_epi64x(noise.step);
-      even[3] = odd[3] = _mm256_set1_epi64x(noise.stream);
-      auto key0 = static_cast<uint32_t>(noise.seed), key1 = static_cast<uint32_t>(noise.seed >> 32);
-      for (int round = 0; round < 10; ++round) {
-        philox_round(even, key0, key1);
-        philox_round(odd, key0, key1);
-        key0 += 0x9E3779B9U;
-        key1 += 0xBB67AE85U;
+  /// The draws of the next groups: word w of lane l of group g at draws[(g * 4 + w) * 16 + l].
+  ///
+  /// Half of a group's lanes at a time; the counters of even and odd lanes each stand in the low halves
+  /// of 64-bit words, which is what the multiplier reads.
+  static void fill_draws(const PhiloxKeys& keys, const DrawPlace& place, uint32_t* draws) {
+    for (int half = 0; half < 2 * kDrawGroups; ++half) {
+      const int first = place.group * kLanes + half * 8;
+      __m256i c[2][4];
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd) {
+        c[odd][0] = _mm256_add_epi64(_mm256_setr_epi64x(0, 2, 4, 6), _mm256_set1_epi64x(first + odd));
+        c[odd][1] = _mm256_set1_epi64x(place.block);
+        c[odd][2] = _mm256_set1_epi64x(place.step);
+        c[odd][3] = _mm256_set1_epi64x(place.stream);
       }
+      for (int round = 0; round < 10; ++round) {
+        const __m256i key0 = _mm256_set1_epi64x(static_cast<int64_t>(keys.word[round][0]));
+        const __m256i key1 = _mm256_set1_epi64x(static_cast<int64_t>(keys.word[round][1]));
+        philox_round(c[0], key0, key1);
+        philox_round(c[1], key0, key1);
+      }
+      uint32_t* const to = draws + half / 2 * 4 * kLanes + half % 2 * 8;
+#pragma GCC unroll 4
       for (int w = 0; w < 4; ++w) {
-        const __m256i word = _mm256_blend_epi32(even[w], _mm256_slli_epi64(odd[w], 32), 0xAA);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(draws + w * kLanes + half * 8), word);
+        const __m256i word = _mm256_blend_epi32(c[0][w], _mm256_slli_epi64(c[1][w], 32), 0xAA);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to + w * kLanes), word);
       }
     }
   }
@@ -130,8 +142,10 @@ struct Level : Lanes {
   /// The low bytes of 32 lanes, in order.
   LGRECO_LANES __m256i narrow(Int a, Int b) {
     const __m256i mask = _mm256_set1_epi32(0xFF);
-    const __m256i first = _mm256_packus_epi32(_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask));
-    const __m256i second = _mm256_packus_epi32(_mm256_and_si256(b.low, mask), _mm256_and_si256(b.high, mask));
+    const __m256i first =
+        _mm256_packus_epi32(_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask));
+    const __m256i second =
+        _mm256_packus_epi32(_mm256_and_si256(b.low, mask), _mm256_and_si256(b.high, mask));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
   }
@@ -188,12 +202,12 @@ struct Level : Lanes {
     return _mm256_add_ps(points.table_or_lo, _mm256_mul_ps(_mm256_cvtepi32_ps(code), points.step));
   }
 
-  LGRECO_LANES void philox_round(__m256i (&c)[4], uint32_t key0, uint32_t key1) {
+  LGRECO_LANES void philox_round(__m256i (&c)[4], __m256i key0, __m256i key1) {
     const __m256i product0 = _mm256_mul_epu32(c[0], _mm256_set1_epi64x(0xD2511F53U));
     const __m256i product1 = _mm256_mul_epu32(c[2], _mm256_set1_epi64x(0xCD9E8D57U));
     const __m256i high0 = _mm256_srli_epi64(product0, 32), high1 = _mm256_srli_epi64(product1, 32);
-    c[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[1]), _mm256_set1_epi64x(key0));
-    c[2] = _mm256_xor_si256(_mm256_xor_si256(high0, c[3]), _mm256_set1_epi64x(key1));
+    c[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[1]), key0);
+    c[2] = _mm256_xor_si256(_mm256_xor_si256(high0, c[3]), key1);
     c[1] = product1;
     c[3] = product0;
   }
@@ -211,7 +225,8 @@ Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, 
   return SimdQuantizer<Level>::reduce(spec, wires, count, factor, numel, feedback, noise, out);
 }
 
-Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out, DType dtype) {
+Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out,
+                         DType dtype) {
   return SimdQuantizer<Level>::template decode<false>(spec, wire, numel, out, dtype);
 }
 

@@ -99,6 +99,9 @@ struct Level : Lanes {
 
   // --- decoding ---
 
+  /// How many sums fit in registers beside a payload's points.
+  static constexpr int kSumVectors = 8;
+
   /// What codes decode to: for up to 4 bits all points of the grid (repeated, because the bits above a
   /// code are the next codes'), else its lo and step.
   struct Points {
@@ -121,7 +124,8 @@ struct Level : Lanes {
     if constexpr (bits <= 4) {
       long long word;
       memcpy(&word, codes, sizeof word);
-      const Int code = _mm512_multishift_epi64_epi8(_mm512_load_si512(&kOffsets), _mm512_set1_epi64(word));
+      const Int code =
+          _mm512_multishift_epi64_epi8(_mm512_load_si512(&kOffsets), _mm512_set1_epi64(word));
       return _mm512_permutexvar_ps(code, points.table_or_lo);
     } else {
       const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
@@ -139,26 +143,36 @@ struct Level : Lanes {
 
   // --- draws ---
 
-  /// The draws of a group: word w of lane l at draws[w * 16 + l]. The even and the odd lanes' counters
-  /// each stand in the low halves of 64-bit words, which is what the multiplier reads.
-  static void fill_draws(const Noise& noise, uint32_t block, uint32_t group, uint32_t* draws) {
+  /// The draws of the next groups: word w of lane l of group g at draws[(g * 4 + w) * 16 + l].
+  ///
+  /// The even and the odd lanes' counters each stand in the low halves of 64-bit words, which is what
+  /// the multiplier reads. All chains advance together, because one alone waits for its multiplier.
+  static void fill_draws(const PhiloxKeys& keys, const DrawPlace& place, uint32_t* draws) {
+    constexpr int kChains = 2 * kDrawGroups;
     const __m512i lanes = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-    __m512i even[4], odd[4];
-    even[0] = _mm512_add_epi64(lanes, _mm512_set1_epi64(group * 16U));
-    odd[0] = _mm512_add_epi64(even[0], _mm512_set1_epi64(1));
-    even[1] = odd[1] = _mm512_set1_epi64(noise.first_block + block);
-    even[2] = odd[2] = _mm512_set1_epi64(noise.step);
-    even[3] = odd[3] = _mm512_set1_epi64(noise.stream);
-    auto key0 = static_cast<uint32_t>(noise.seed), key1 = static_cast<uint32_t>(noise.seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-      philox_round(even, key0, key1);
-      philox_round(odd, key0, key1);
-      key0 += 0x9E3779B9U;
-      key1 += 0xBB67AE85U;
+    __m512i c[kChains][4];
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) {
+      const int first = (place.group + chain / 2) * kLanes + chain % 2;
+      c[chain][0] = _mm512_add_epi64(lanes, _mm512_set1_epi64(first));
+      c[chain][1] = _mm512_set1_epi64(place.block);
+      c[chain][2] = _mm512_set1_epi64(place.step);
+      c[chain][3] = _mm512_set1_epi64(place.stream);
     }
-    for (int w = 0; w < 4; ++w) {
-      const __m512i word = _mm512_mask_blend_epi32(0xAAAA, even[w], _mm512_slli_epi64(odd[w], 32));
-      _mm512_store_si512(draws + w * kLanes, word);
+    for (int round = 0; round < 10; ++round) {
+      const __m512i key0 = _mm512_set1_epi64(static_cast<int64_t>(keys.word[round][0]));
+      const __m512i key1 = _mm512_set1_epi64(static_cast<int64_t>(keys.word[round][1]));
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) philox_round(c[chain], key0, key1);
+    }
+#pragma GCC unroll 2
+    for (int group = 0; group < kDrawGroups; ++group) {
+#pragma GCC unroll 4
+      for (int w = 0; w < 4; ++w) {
+        const __m512i odd = _mm512_slli_epi64(c[2 * group + 1][w], 32);
+        _mm512_store_si512(draws + (group * 4 + w) * kLanes,
+                           _mm512_mask_blend_epi32(0xAAAA, c[2 * group][w], odd));
+      }
     }
   }
 
@@ -169,12 +183,12 @@ struct Level : Lanes {
   }
 
  private:
-  LGRECO_LANES void philox_round(__m512i (&c)[4], uint32_t key0, uint32_t key1) {
+  LGRECO_LANES void philox_round(__m512i (&c)[4], __m512i key0, __m512i key1) {
     const __m512i product0 = _mm512_mul_epu32(c[0], _mm512_set1_epi64(0xD2511F53U));
     const __m512i product1 = _mm512_mul_epu32(c[2], _mm512_set1_epi64(0xCD9E8D57U));
     constexpr int kXor3 = 0x96;
-    c[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c[1], _mm512_set1_epi64(key0), kXor3);
-    c[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c[3], _mm512_set1_epi64(key1), kXor3);
+    c[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c[1], key0, kXor3);
+    c[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c[3], key1, kXor3);
     c[1] = product1;
     c[3] = product0;
   }
@@ -192,7 +206,8 @@ Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, 
   return SimdQuantizer<Level>::reduce(spec, wires, count, factor, numel, feedback, noise, out);
 }
 
-Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out, DType dtype) {
+Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out,
+                         DType dtype) {
   return SimdQuantizer<Level>::template decode<false>(spec, wire, numel, out, dtype);
 }
 

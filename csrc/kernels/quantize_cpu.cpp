@@ -148,18 +148,16 @@ Findings quantize_encode(const QuantizeSpec& spec, const void* gradient, DType d
   return findings;
 }
 
-Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count,
-                         float factor, int64_t numel, const Feedback& feedback, const Noise& noise,
-                         uint8_t* out) {
+Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor,
+                         int64_t numel, const Feedback& feedback, const Noise& noise, uint8_t* out) {
   Findings findings;
   float values[kMaxBlockNumel];
   int64_t offset_bytes = 0;
   for (int64_t begin = 0; begin < numel; begin += spec.block_numel) {
     const int block_numel = block_numel_at(spec, begin, numel);
     for (int k = 0; k < count; ++k) {
-      decode_run(spec, wires[k] + offset_bytes, block_numel, [&](int64_t i, float decoded) {
-        values[i] = k == 0 ? decoded : values[i] + decoded;
-      });
+      decode_run(spec, wires[k] + offset_bytes, block_numel,
+                 [&](int64_t i, float decoded) { values[i] = k == 0 ? decoded : values[i] + decoded; });
     }
     for (int i = 0; i < block_numel; ++i) values[i] *= factor;
     add_residual(feedback, begin, block_numel, values);
@@ -179,8 +177,7 @@ Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t 
   return {.nonfinite = !sound || !finite};
 }
 
-Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel,
-                             float* sum) {
+Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, float* sum) {
   const bool sound = decode_run(spec, wire, numel, [&](int64_t i, float decoded) {
     store_element(sum, DType::kFloat32, i, load_element(sum, DType::kFloat32, i) + decoded);
   });
@@ -201,9 +198,8 @@ Findings quantize_encode(const QuantizeSpec& spec, const void* gradient, DType d
   return scalar::quantize_encode(spec, gradient, dtype, numel, feedback, noise, wire);
 }
 
-Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count,
-                         float factor, int64_t numel, const Feedback& feedback, const Noise& noise,
-                         uint8_t* out) {
+Findings quantize_reduce(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor,
+                         int64_t numel, const Feedback& feedback, const Noise& noise, uint8_t* out) {
   switch (cpu_level()) {
     case CpuLevel::kAvx512:
       return avx512::quantize_reduce(spec, wires, count, factor, numel, feedback, noise, out);
@@ -224,8 +220,7 @@ Findings quantize_decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t 
   return scalar::quantize_decode(spec, wire, numel, out, dtype);
 }
 
-Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel,
-                             float* sum) {
+Findings quantize_decode_add(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, float* sum) {
   switch (cpu_level()) {
     case CpuLevel::kAvx512: return avx512::quantize_decode_add(spec, wire, numel, sum);
     case CpuLevel::kAvx2: return avx2::quantize_decode_add(spec, wire, numel, sum);

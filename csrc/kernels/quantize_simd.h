@@ -15,6 +15,24 @@ namespace lgreco::kernels {
 
 inline constexpr int kLanes = 16;
 inline constexpr int kMaxBlockNumel = 4096;
+inline constexpr int kDrawGroups = 2;  ///< groups whose draws are made at once
+
+/// Philox's key of each round, once for a run.
+struct PhiloxKeys {
+  explicit LGRECO_HD PhiloxKeys(uint64_t seed) {
+    for (uint32_t round = 0; round < 10; ++round) {
+      word[round][0] = static_cast<uint32_t>(seed) + round * 0x9E3779B9U;
+      word[round][1] = static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85U;
+    }
+  }
+  uint64_t word[10][2];  ///< as wide as the lanes that they are broadcast to
+};
+
+/// Which draws of a run: Philox's counters but for the lane.
+struct DrawPlace {
+  int group;
+  uint32_t block, step, stream;
+};
 
 /// `Level` adds to Lanes what coding needs: see quantize_avx512.cpp.
 template <class Level>
@@ -51,11 +69,12 @@ class SimdQuantizer {
     Int flaws = Level::zero();  ///< any bit set: an inf or NaN
   };
 
-  using Gather = void (*)(const void* input, const void* residual, float scale, int vectors, float* values,
-                          Extent& extent);
-  template <DType kInput, Rest kRest>
-  static void gather_group(const void* input, const void* residual, float scale, int vectors, float* values,
-                           Extent& extent);
+  using Gather = void (*)(const void* input, const void* residual, float scale, int vectors,
+                          float* values, Extent& extent);
+  /// `kFetch`: the input comes from memory, not from a cache.
+  template <DType kInput, Rest kRest, bool kFetch = true>
+  static void gather_group(const void* input, const void* residual, float scale, int vectors,
+                           float* values, Extent& extent);
 
   /// What pass two needs to know of a block.
   struct Coding {
@@ -92,6 +111,14 @@ class SimdQuantizer {
 
   // --- runs ---
 
+  /// A group within a run.
+  struct Place {
+    int64_t begin;  ///< its first element
+    int64_t block;  ///< index of its block
+    int group;      ///< index within the block
+    int numel;
+  };
+
   struct GradientSource;
   struct PayloadSource;
   struct Coder;
@@ -99,8 +126,10 @@ class SimdQuantizer {
   static void code_run(const QuantizeSpec& spec, Source& source, int64_t numel, const Feedback& feedback,
                        const Noise& noise, uint8_t* wire);
 
-  static bool is_deliverable(const QuantizeSpec& spec, const Grid& grid, const uint8_t* wire, int block_numel,
-                             DType dtype);
+  static bool is_deliverable(const QuantizeSpec& spec, const Grid& grid, const uint8_t* wire,
+                             int block_numel, DType dtype);
+  template <DType kInput, bool kFetch>
+  static Gather gather_for(const Feedback& feedback);
   static Gather gather_for(DType input, const Feedback& feedback);
   static Sum sum_for(int bits);
   static Code code_for(const QuantizeSpec& spec, const Feedback& feedback);
@@ -126,4 +155,5 @@ class SimdQuantizer {
 }  // namespace lgreco::kernels
 
 #include "kernels/quantize_simd_groups.h"
+#include "kernels/quantize_simd_picks.h"
 #include "kernels/quantize_simd_runs.h"

@@ -3,9 +3,9 @@
 
 namespace lgreco::kernels {
 
-/// Elements ahead of the gather that are fetched: a few blocks, across the page ends where the
-/// processor's own prefetching stops.
-inline constexpr int kFetchAheadBytes = 8192;
+/// How far ahead of the gather memory is fetched: across the page ends where the processor's own
+/// prefetching stops, and no further than the first cache has room for.
+inline constexpr int kFetchAheadBytes = 4096;
 
 /// How far beyond sixteen codes a level may read.
 inline constexpr int kOverread = 8;
@@ -13,38 +13,28 @@ inline constexpr int kOverread = 8;
 /// Codes that may be read beyond their end: themselves, or a copy where fewer bytes than the copy holds
 /// are left of their wire.
 template <int kBytes>
-LGRECO_HD const uint8_t* make_readable(const uint8_t* codes, int64_t readable_bytes, uint8_t (&copy)[kBytes]) {
+LGRECO_HD const uint8_t* make_readable(const uint8_t* codes, int64_t readable_bytes,
+                                       uint8_t (&copy)[kBytes]) {
   if (readable_bytes >= kBytes) return codes;
   memcpy(copy, codes, readable_bytes);
   memset(copy + readable_bytes, 0, kBytes - readable_bytes);
   return copy;
 }
 
-/// Calls `visit` for each vector of a group; a whole group's calls are unrolled.
-template <typename Visit>
-inline __attribute__((always_inline)) void for_vectors(int vectors, const Visit& visit) {
-  constexpr int kWhole = kGroupNumel / kLanes;
-  if (vectors == kWhole) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kWhole; ++v) visit(v);
-  } else {
-    for (int v = 0; v < vectors; ++v) visit(v);
-  }
-}
-
 template <class Level>
-template <DType kInput, Rest kRest>
-void SimdQuantizer<Level>::gather_group(const void* input, const void* residual, float scale, int vectors,
-                                        float* values, Extent& extent) {
+template <DType kInput, Rest kRest, bool kFetch>
+void SimdQuantizer<Level>::gather_group(const void* input, const void* residual, float scale,
+                                        int vectors, float* values, Extent& extent) {
   constexpr DType kResidual = kRest == Rest::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
   const auto* from = static_cast<const char*>(input);
   const auto* left = static_cast<const char*>(residual);
   const Float scales = Level::set(scale);
   Extent seen = extent;
-  const auto gather = [&](int v) __attribute__((always_inline)) {
-    constexpr int64_t kInputBytes = kLanes * element_bytes(kInput);
-    constexpr int64_t kResidualBytes = kLanes * element_bytes(kResidual);
-    __builtin_prefetch(from + v * kInputBytes + kFetchAheadBytes);
+  constexpr int64_t kInputBytes = kLanes * element_bytes(kInput);
+  constexpr int64_t kResidualBytes = kLanes * element_bytes(kResidual);
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) {
+    if constexpr (kFetch) __builtin_prefetch(from + v * kInputBytes + kFetchAheadBytes);
     Float value = Level::template load<kInput>(from + v * kInputBytes);
     if constexpr (kRest != Rest::kNone) {
       __builtin_prefetch(left + v * kResidualBytes + kFetchAheadBytes);
@@ -56,8 +46,7 @@ void SimdQuantizer<Level>::gather_group(const void* input, const void* residual,
     seen.hi = Level::max(seen.hi, value);
     // 0 for a finite value, NaN otherwise.
     seen.flaws = Level::bit_or(seen.flaws, Level::bits(Level::sub(value, value)));
-  };
-  for_vectors(vectors, gather);
+  }
   extent = seen;
 }
 
@@ -67,7 +56,8 @@ void SimdQuantizer<Level>::code_group(const float* values, int numel, const Codi
                                       const uint32_t* draws, uint8_t* wire, void* residual) {
   constexpr int64_t kRestBytes = kLanes * (kRest == Rest::kBFloat16 ? 2 : 4);
   const Float lo = Level::set(coding.grid.lo), step = Level::set(coding.grid.step);
-  const Float inverse = Level::set(coding.grid.inverse), inverse_scale = Level::set(coding.inverse_scale);
+  const Float inverse = Level::set(coding.grid.inverse),
+              inverse_scale = Level::set(coding.inverse_scale);
   const Float top = Level::set(coding.top);
   const Float magic = Level::set(12582912.0F);  // as in nearest_code()
   auto* left = static_cast<char*>(residual);
@@ -104,20 +94,17 @@ void SimdQuantizer<Level>::code_group(const float* values, int numel, const Codi
     }
     Level::template pack<bits>(quad, numel - first * kLanes, wire + first * 2 * bits);
   };
-  if (numel == kGroupNumel) {
-    code_quad(0);
-    code_quad(4);
-  } else {
-    for (int first = 0; first * kLanes < numel; first += 4) code_quad(first);
-  }
+  for (int first = 0; first * kLanes < numel; first += 4) code_quad(first);
 }
 
 template <class Level>
 template <int bits>
 void SimdQuantizer<Level>::sum_group(const Payloads& payloads, int vectors, float* values) {
-  constexpr int kWhole = kGroupNumel / kLanes;
-  if (vectors == kWhole) return sum_vectors<bits, kWhole>(payloads, 0, values);
-  for (int v = 0; v < vectors; ++v) sum_vectors<bits, 1>(payloads, v, values);
+  int v = 0;
+  for (; v + Level::kSumVectors <= vectors; v += Level::kSumVectors) {
+    sum_vectors<bits, Level::kSumVectors>(payloads, v, values);
+  }
+  for (; v < vectors; ++v) sum_vectors<bits, 1>(payloads, v, values);
 }
 
 template <class Level>
@@ -125,7 +112,7 @@ template <int bits, int kVectors>
 void SimdQuantizer<Level>::sum_vectors(const Payloads& payloads, int first_vector, float* values) {
   constexpr int kVectorBytes = 2 * bits;
   Float sums[kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) sums[v] = Level::set(-0.0F);  // -0 + x is x, also where x is -0
   for (int k = 0; k < payloads.count; ++k) {
     const Grid grid = read_grid(payloads.spec, payloads.wires[k] + payloads.block_offset);
@@ -133,12 +120,12 @@ void SimdQuantizer<Level>::sum_vectors(const Payloads& payloads, int first_vecto
     const uint8_t* codes = payloads.wires[k] + payloads.codes_offset + first_vector * kVectorBytes;
     uint8_t copy[kVectors * kVectorBytes + kOverread];
     codes = make_readable(codes, payloads.readable_bytes - first_vector * kVectorBytes, copy);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       sums[v] = Level::add(sums[v], Level::template decode<bits>(codes + v * kVectorBytes, points));
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     const Float scaled = Level::mul(sums[v], Level::set(payloads.factor));
     Level::template store<DType::kFloat32>(values + (first_vector + v) * kLanes, scaled);

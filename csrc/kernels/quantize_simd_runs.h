@@ -27,20 +27,23 @@ LGRECO_HD bool has_nonzero(const void* data, int64_t bytes, int numel) {
 template <class Level>
 struct SimdQuantizer<Level>::GradientSource {
   GradientSource(const void* gradient, DType dtype, const Feedback& feedback)
-      : input(static_cast<const char*>(gradient)), input_bytes(element_bytes(dtype)),
+      : input(static_cast<const char*>(gradient)),
+        input_bytes(element_bytes(dtype)),
         residual(static_cast<const char*>(feedback.in)),
-        residual_bytes(feedback.in == nullptr ? 0 : element_bytes(feedback.dtype)), scale(feedback.scale),
+        residual_bytes(feedback.in == nullptr ? 0 : element_bytes(feedback.dtype)),
+        scale(feedback.scale),
         gather(gather_for(dtype, feedback)) {}
 
-  /// Gathers elements [begin, begin + numel) of the run, at most a group.
-  void take(int64_t begin, int numel, float* values, Extent& extent) {
-    const char* from = input + begin * input_bytes;
-    take_from(from, begin, numel, values, extent);
-    if (!findings.nonzero) [[unlikely]] findings.nonzero = has_nonzero(from, input_bytes, numel);
+  void take(const Place& place, float* values, Extent& extent) {
+    const char* from = input + place.begin * input_bytes;
+    take_from(from, place, values, extent);
+    if (!findings.nonzero) [[unlikely]]
+      findings.nonzero = has_nonzero(from, input_bytes, place.numel);
   }
 
-  void take_from(const char* from, int64_t begin, int numel, float* values, Extent& extent) {
-    const char* left = residual + begin * residual_bytes;
+  void take_from(const char* from, const Place& place, float* values, Extent& extent) {
+    const char* left = residual + place.begin * residual_bytes;
+    const int numel = place.numel;
     if (numel % kLanes == 0) [[likely]] {
       gather(from, left, scale, numel / kLanes, values, extent);
     } else {
@@ -63,20 +66,26 @@ struct SimdQuantizer<Level>::GradientSource {
 
 template <class Level>
 struct SimdQuantizer<Level>::PayloadSource {
-  PayloadSource(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor, int64_t numel,
-                const Feedback& feedback)
-      : spec(spec), wires(wires), count(count), factor(factor), wire_bytes(quantize_wire_bytes(spec, numel)),
-        block_bytes(quantize_block_bytes(spec, spec.block_numel)), sum(sum_for(spec.bits)),
-        rest(nullptr, DType::kFloat32, feedback) {}
+  PayloadSource(const QuantizeSpec& spec, const uint8_t* const* wires, int count, float factor,
+                int64_t numel, const Feedback& feedback)
+      : spec(spec),
+        wires(wires),
+        count(count),
+        factor(factor),
+        wire_bytes(quantize_wire_bytes(spec, numel)),
+        block_bytes(quantize_block_bytes(spec, spec.block_numel)),
+        sum(sum_for(spec.bits)),
+        rest(nullptr, DType::kFloat32, feedback) {
+    rest.gather = gather_for<DType::kFloat32, false>(feedback);
+  }
 
-  void take(int64_t begin, int numel, float* values, Extent& extent) {
-    const int64_t block_offset = begin / spec.block_numel * block_bytes;
+  void take(const Place& place, float* values, Extent& extent) {
+    const int64_t block_offset = place.block * block_bytes;
     const int64_t codes_offset =
-        block_offset + quantize_metadata_bytes(spec) + begin % spec.block_numel / 8 * spec.bits;
-    const Payloads payloads{spec,         wires,        count, factor, block_offset,
-                            codes_offset, wire_bytes - codes_offset};
-    sum(payloads, vectors_of(numel), values);
-    rest.take_from(reinterpret_cast<const char*>(values), begin, numel, values, extent);
+        block_offset + quantize_metadata_bytes(spec) + place.group * (kGroupNumel / 8) * spec.bits;
+    sum({spec, wires, count, factor, block_offset, codes_offset, wire_bytes - codes_offset},
+        vectors_of(place.numel), values);
+    rest.take_from(reinterpret_cast<const char*>(values), place, values, extent);
   }
 
   const QuantizeSpec& spec;
@@ -93,9 +102,13 @@ struct SimdQuantizer<Level>::PayloadSource {
 template <class Level>
 struct SimdQuantizer<Level>::Coder {
   Coder(const QuantizeSpec& spec, const Feedback& feedback, const Noise& noise)
-      : spec(spec), noise(noise), residual(static_cast<char*>(feedback.out)),
+      : spec(spec),
+        noise(noise),
+        residual(static_cast<char*>(feedback.out)),
         residual_bytes(feedback.out == nullptr ? 0 : element_bytes(feedback.dtype)),
-        group_bytes(kGroupNumel / 8 * spec.bits), code(code_for(spec, feedback)) {
+        group_bytes(kGroupNumel / 8 * spec.bits),
+        code(code_for(spec, feedback)),
+        keys(noise.seed) {
     coding.top = static_cast<float>(max_code(spec.bits, spec.symmetric));
     coding.inverse_scale = feedback.inverse_scale;
   }
@@ -109,19 +122,20 @@ struct SimdQuantizer<Level>::Coder {
     return is_finite(coding.grid.step);
   }
 
-  /// Codes a group that begins at element `begin` of the run and is the block's `group`th.
-  void put(const float* values, int numel, int64_t begin, int group, uint8_t* wire) const {
-    alignas(64) uint32_t draws[kGroupNumel / 2];
-    if (spec.stochastic) {
-      Level::fill_draws(noise, static_cast<uint32_t>(begin / spec.block_numel), group, draws);
+  void put(const Place& place, const float* values, uint8_t* wire) {
+    if (spec.stochastic && place.group % kDrawGroups == 0) {
+      const auto block = noise.first_block + static_cast<uint32_t>(place.block);
+      Level::fill_draws(keys, {place.group, block, noise.step, noise.stream}, draws);
     }
-    uint8_t* const codes = wire + quantize_metadata_bytes(spec) + group * group_bytes;
-    char* const left = residual + begin * residual_bytes;
+    const uint32_t* const drawn = draws + place.group % kDrawGroups * (kGroupNumel / 2);
+    uint8_t* const codes = wire + quantize_metadata_bytes(spec) + place.group * group_bytes;
+    char* const left = residual + place.begin * residual_bytes;
+    const int numel = place.numel;
     if (numel % kLanes == 0) [[likely]] {
-      code(values, numel, coding, draws, codes, left);
+      code(values, numel, coding, drawn, codes, left);
     } else {
       alignas(64) char padded[kGroupNumel * 4];
-      code(values, numel, coding, draws, codes, padded);
+      code(values, numel, coding, drawn, codes, padded);
       if (residual != nullptr) memcpy(left, padded, numel * residual_bytes);
     }
   }
@@ -131,7 +145,8 @@ struct SimdQuantizer<Level>::Coder {
     const int64_t written = quantize_metadata_bytes(spec) + (sound ? (numel * spec.bits + 7) / 8 : 0);
     const int64_t left = quantize_block_bytes(spec, numel) - written;
     if (left > 0) memset(wire + written, 0, left);
-    if (!sound && residual != nullptr) memset(residual + begin * residual_bytes, 0, numel * residual_bytes);
+    if (!sound && residual != nullptr)
+      memset(residual + begin * residual_bytes, 0, numel * residual_bytes);
   }
 
   const QuantizeSpec& spec;
@@ -140,6 +155,8 @@ struct SimdQuantizer<Level>::Coder {
   int64_t residual_bytes;
   int64_t group_bytes;
   Code code;
+  PhiloxKeys keys;
+  alignas(64) uint32_t draws[kDrawGroups * kGroupNumel / 2];
   Coding coding;
 };
 
@@ -158,22 +175,25 @@ void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, in
   int block_numel = block_numel_at(spec, 0, numel);
   Extent extent;
   for (int group = 0; group < groups_of(block_numel); ++group) {
-    const int first = group * kGroupNumel;
-    source.take(first, group_numel(block_numel, group), values + first, extent);
+    const Place place{group * kGroupNumel, 0, group, group_numel(block_numel, group)};
+    source.take(place, values + place.begin, extent);
   }
-  for (int64_t begin = 0; begin < numel;) {
+  int64_t block = 0;
+  for (int64_t begin = 0; begin < numel; ++block) {
     const bool sound = coder.begin_block(extent, wire);
     source.findings.nonfinite |= !sound;
     const int64_t next = begin + block_numel;
     const int next_numel = block_numel_at(spec, next, numel);
-    const int groups = groups_of(block_numel), next_groups = groups_of(next_numel);
     extent = Extent();
-    for (int group = 0; group < groups; ++group) {
+    for (int group = 0; group < groups_of(block_numel); ++group) {
       const int first = group * kGroupNumel;
-      if (group < next_groups) {
-        source.take(next + first, group_numel(next_numel, group), next_values + first, extent);
+      if (first < next_numel) {
+        source.take({next + first, block + 1, group, group_numel(next_numel, group)},
+                    next_values + first, extent);
       }
-      if (sound) coder.put(values + first, group_numel(block_numel, group), begin + first, group, wire);
+      if (sound) {
+        coder.put({begin + first, block, group, group_numel(block_numel, group)}, values + first, wire);
+      }
     }
     coder.end_block(sound, block_numel, begin, wire);
     wire += quantize_block_bytes(spec, block_numel);
@@ -188,8 +208,8 @@ void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, in
 
 template <class Level>
 template <bool kAdd>
-Findings SimdQuantizer<Level>::decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, void* out,
-                                      DType dtype) {
+Findings SimdQuantizer<Level>::decode(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel,
+                                      void* out, DType dtype) {
   Findings findings;
   const Decode decode_some = decode_for<kAdd>(spec.bits, dtype);
   const uint8_t* const end = wire + quantize_wire_bytes(spec, numel);
@@ -222,8 +242,8 @@ Findings SimdQuantizer<Level>::decode(const QuantizeSpec& spec, const uint8_t* w
 
 /// Whether a block's elements are finite in the type that they are decoded to.
 template <class Level>
-bool SimdQuantizer<Level>::is_deliverable(const QuantizeSpec& spec, const Grid& grid, const uint8_t* wire,
-                                          int block_numel, DType dtype) {
+bool SimdQuantizer<Level>::is_deliverable(const QuantizeSpec& spec, const Grid& grid,
+                                          const uint8_t* wire, int block_numel, DType dtype) {
   const int max = max_code(spec.bits, spec.symmetric);
   if (!is_sound(grid, max)) return false;
   if (dtype != DType::kFloat16) return true;
@@ -232,72 +252,6 @@ bool SimdQuantizer<Level>::is_deliverable(const QuantizeSpec& spec, const Grid& 
   // Some code overflows; the scalar level looks whether the block has it.
   uint16_t decoded[kMaxBlockNumel];
   return !scalar::quantize_decode(spec, wire, block_numel, decoded, dtype).nonfinite;
-}
-
-template <class Level>
-typename SimdQuantizer<Level>::Gather SimdQuantizer<Level>::gather_for(DType input, const Feedback& feedback) {
-  static constexpr auto kFloat32 = DType::kFloat32, kBFloat16 = DType::kBFloat16, kFloat16 = DType::kFloat16;
-  static constexpr Gather kGathers[3][3] = {
-      {&gather_group<kFloat32, Rest::kNone>, &gather_group<kFloat32, Rest::kFloat32>,
-       &gather_group<kFloat32, Rest::kBFloat16>},
-      {&gather_group<kBFloat16, Rest::kNone>, &gather_group<kBFloat16, Rest::kFloat32>,
-       &gather_group<kBFloat16, Rest::kBFloat16>},
-      {&gather_group<kFloat16, Rest::kNone>, &gather_group<kFloat16, Rest::kFloat32>,
-       &gather_group<kFloat16, Rest::kBFloat16>}};
-  const int row = input == kFloat32 ? 0 : input == kBFloat16 ? 1 : 2;
-  return kGathers[row][feedback.in == nullptr ? 0 : feedback.dtype == kFloat32 ? 1 : 2];
-}
-
-template <class Level>
-template <bool kStochastic, Rest kRest>
-typename SimdQuantizer<Level>::Code SimdQuantizer<Level>::code_for(int bits) {
-  static constexpr Code kCodes[] = {&code_group<1, kStochastic, kRest>, &code_group<2, kStochastic, kRest>,
-                                    &code_group<3, kStochastic, kRest>, &code_group<4, kStochastic, kRest>,
-                                    &code_group<5, kStochastic, kRest>, &code_group<6, kStochastic, kRest>,
-                                    &code_group<7, kStochastic, kRest>, &code_group<8, kStochastic, kRest>};
-  return kCodes[bits - 1];
-}
-
-template <class Level>
-typename SimdQuantizer<Level>::Code SimdQuantizer<Level>::code_for(const QuantizeSpec& spec,
-                                                                   const Feedback& feedback) {
-  const auto pick = [&]<Rest kRest>() {
-    return spec.stochastic ? code_for<true, kRest>(spec.bits) : code_for<false, kRest>(spec.bits);
-  };
-  switch (rest_of(feedback, Level::kStreamAlignment)) {
-    case Rest::kNone: break;
-    case Rest::kFloat32: return pick.template operator()<Rest::kFloat32>();
-    case Rest::kStreamedFloat32: return pick.template operator()<Rest::kStreamedFloat32>();
-    case Rest::kBFloat16: return pick.template operator()<Rest::kBFloat16>();
-  }
-  return pick.template operator()<Rest::kNone>();
-}
-
-template <class Level>
-typename SimdQuantizer<Level>::Sum SimdQuantizer<Level>::sum_for(int bits) {
-  static constexpr Sum kSums[] = {&sum_group<1>, &sum_group<2>, &sum_group<3>, &sum_group<4>,
-                                  &sum_group<5>, &sum_group<6>, &sum_group<7>, &sum_group<8>};
-  return kSums[bits - 1];
-}
-
-template <class Level>
-template <DType kOut, bool kAdd>
-typename SimdQuantizer<Level>::Decode SimdQuantizer<Level>::decode_for(int bits) {
-  static constexpr Decode kDecodes[] = {&decode_group<1, kOut, kAdd>, &decode_group<2, kOut, kAdd>,
-                                        &decode_group<3, kOut, kAdd>, &decode_group<4, kOut, kAdd>,
-                                        &decode_group<5, kOut, kAdd>, &decode_group<6, kOut, kAdd>,
-                                        &decode_group<7, kOut, kAdd>, &decode_group<8, kOut, kAdd>};
-  return kDecodes[bits - 1];
-}
-
-template <class Level>
-template <bool kAdd>
-typename SimdQuantizer<Level>::Decode SimdQuantizer<Level>::decode_for(int bits, DType out) {
-  if constexpr (!kAdd) {
-    if (out == DType::kBFloat16) return decode_for<DType::kBFloat16, false>(bits);
-    if (out == DType::kFloat16) return decode_for<DType::kFloat16, false>(bits);
-  }
-  return decode_for<DType::kFloat32, kAdd>(bits);
 }
 
 }  // namespace lgreco::kernels

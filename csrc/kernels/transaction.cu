@@ -1,7 +1,7 @@
 // Launches the kernels that decide a step's fate on the device.
 #include <algorithm>
 
-#include "core/cuda_handles.h"
+#include "core/cuda_check.h"
 #include "kernels/transaction_device.h"
 
 namespace lgreco::kernels {

@@ -15,18 +15,18 @@ class C10dMessage final : public Message {
   C10dMessage(c10::intrusive_ptr<c10d::Backend> backend, int peer, uint8_t* data, int64_t bytes)
       : backend_(std::move(backend)), peer_(peer), tensors_{at::from_blob(data, {bytes}, at::kByte)} {}
 
-  void send(int32_t tag) override { set(backend_->send(tensors_, peer_, tag)); }
-  void receive(int32_t tag) override { set(backend_->recv(tensors_, peer_, tag)); }
+  void send(int32_t tag) override {
+    blaming_peer([&] { set(backend_->send(tensors_, peer_, tag)); });
+  }
+  void receive(int32_t tag) override {
+    blaming_peer([&] { set(backend_->recv(tensors_, peer_, tag)); });
+  }
 
   void wait(std::chrono::milliseconds timeout) override {
     const auto work = get();
     if (!work) return;
     bool done = false;
-    try {
-      done = work->wait(timeout);
-    } catch (const std::exception& error) {
-      throw PeerError(first_line(error.what()), peer_);
-    }
+    blaming_peer([&] { done = work->wait(timeout); });
     if (!done) throw PeerError("the wait was aborted", peer_);
     set(nullptr);
   }
@@ -36,7 +36,15 @@ class C10dMessage final : public Message {
   }
 
  private:
-  static std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+  template <typename Call>
+  void blaming_peer(const Call& call) {
+    try {
+      call();
+    } catch (const std::exception& error) {
+      const std::string text = error.what();
+      throw PeerError(text.substr(0, text.find('\n')), peer_);  // without c10d's stack trace
+    }
+  }
 
   void set(c10::intrusive_ptr<c10d::Work> work) {
     const std::lock_guard lock(mutex_);

@@ -20,7 +20,8 @@ constexpr Residual kResiduals[] = {Residual::kNone, Residual::kInPlace, Residual
 struct Memory {
   Memory(const std::vector<float>& values, DType dtype, DType wire_dtype, Residual residual,
          DType residual_dtype, size_t misalignment = 0)
-      : numel(static_cast<int64_t>(values.size())), input(numel * element_bytes(dtype), misalignment),
+      : numel(static_cast<int64_t>(values.size())),
+        input(numel * element_bytes(dtype), misalignment),
         committed(numel * element_bytes(residual_dtype), misalignment * 4),
         shadow(numel * element_bytes(residual_dtype), misalignment * 4),
         wire(numel * element_bytes(wire_dtype), misalignment) {
@@ -71,8 +72,8 @@ TEST(Dense, LevelsEncodeAlike) {
       for (const CpuLevel level : available_levels()) {
         const WithLevel guard(level);
         Memory memory(values, dtype, wire_dtype, residual, residual_dtype, misalignment);
-        const Findings findings = dense_encode(wire_dtype, memory.input.data(), dtype, numel, memory.feedback,
-                                               memory.wire.data());
+        const Findings findings = dense_encode(wire_dtype, memory.input.data(), dtype, numel,
+                                               memory.feedback, memory.wire.data());
         EXPECT_TRUE(memory.guards_hold());
         if (level == CpuLevel::kBaseline) {
           expected.wire.take(memory.wire);
@@ -93,7 +94,8 @@ TEST(Dense, LevelsReduceAlikeAlsoOverAWire) {
                    size_t misalignment) {
     for (const int count : {1, 2, 5}) {
       for (const int over : {-1, 0, count - 1}) {
-        Buffer expected(numel * element_bytes(wire_dtype)), expected_shadow(numel * element_bytes(residual_dtype));
+        Buffer expected(numel * element_bytes(wire_dtype)),
+            expected_shadow(numel * element_bytes(residual_dtype));
         for (const CpuLevel level : available_levels()) {
           const WithLevel guard(level);
           Memory memory(make_values(0, numel, 9), DType::kFloat32, wire_dtype, residual, residual_dtype,
@@ -146,8 +148,8 @@ TEST(Dense, Fp32WithoutResidualIsACopy) {
     const WithLevel guard(level);
     const auto values = make_values(4, 1001, 1);
     Memory memory(values, DType::kFloat32, DType::kFloat32, Residual::kNone, DType::kFloat32);
-    const Findings findings = dense_encode(DType::kFloat32, memory.input.data(), DType::kFloat32, 1001, {},
-                                           memory.wire.data());
+    const Findings findings = dense_encode(DType::kFloat32, memory.input.data(), DType::kFloat32, 1001,
+                                           {}, memory.wire.data());
     EXPECT_TRUE(memory.wire == memory.input);
     EXPECT_TRUE(findings.nonzero);
     EXPECT_FALSE(findings.nonfinite);
@@ -160,7 +162,8 @@ TEST(Dense, DecodedPlusResidualIsTheOriginal) {
     const auto values = make_values(0, numel, 1);
     Memory memory(values, DType::kFloat32, wire_dtype, Residual::kShadow, DType::kFloat32);
     const auto owed = read(memory.committed, DType::kFloat32);
-    dense_encode(wire_dtype, memory.input.data(), DType::kFloat32, numel, memory.feedback, memory.wire.data());
+    dense_encode(wire_dtype, memory.input.data(), DType::kFloat32, numel, memory.feedback,
+                 memory.wire.data());
     const auto sent = read(memory.wire, wire_dtype), left = read(memory.shadow, DType::kFloat32);
     for (int64_t i = 0; i < numel; ++i) {
       // One rounding of the sum; the scale of 8 is exact.
@@ -180,8 +183,8 @@ TEST(Dense, InfAndNanAreFoundWhereverTheyAre) {
           auto values = make_values(0, 1001, 1);
           values[where] = bad;
           Memory memory(values, DType::kFloat32, wire_dtype, Residual::kShadow, DType::kFloat32);
-          EXPECT_TRUE(dense_encode(wire_dtype, memory.input.data(), DType::kFloat32, 1001, memory.feedback,
-                                   memory.wire.data())
+          EXPECT_TRUE(dense_encode(wire_dtype, memory.input.data(), DType::kFloat32, 1001,
+                                   memory.feedback, memory.wire.data())
                           .nonfinite);
           EXPECT_EQ(read(memory.shadow, DType::kFloat32)[where], 0.0F);
           EXPECT_EQ(std::isnan(read(memory.wire, wire_dtype)[where]), std::isnan(bad));
@@ -204,7 +207,8 @@ TEST(Dense, DecodingToFp16FindsOverflow) {
       Buffer wire(41 * 4), out(41 * 2);
       fill(wire, DType::kFloat32, values);
       EXPECT_TRUE(dense_decode(DType::kFloat32, wire.data(), 41, out.data(), DType::kFloat16).nonfinite);
-      EXPECT_FALSE(dense_decode(DType::kFloat32, wire.data(), 41, Buffer(164).data(), DType::kFloat32).nonfinite);
+      EXPECT_FALSE(
+          dense_decode(DType::kFloat32, wire.data(), 41, Buffer(164).data(), DType::kFloat32).nonfinite);
     }
   }
 }

@@ -38,17 +38,17 @@ TEST(Half, EveryBf16SurvivesThereAndBack) {
 }
 
 TEST(Half, Fp16RoundsToNearestEven) {
-  EXPECT_EQ(float_to_fp16(1.0F + 0x1p-11F), 0x3C00U);           // halfway to even: down
-  EXPECT_EQ(float_to_fp16(1.0F + 0x3p-11F), 0x3C02U);           // halfway to even: up
+  EXPECT_EQ(float_to_fp16(1.0F + 0x1p-11F), 0x3C00U);  // halfway to even: down
+  EXPECT_EQ(float_to_fp16(1.0F + 0x3p-11F), 0x3C02U);  // halfway to even: up
   EXPECT_EQ(float_to_fp16(1.0F + 0x1p-11F + 0x1p-23F), 0x3C01U);
   EXPECT_EQ(float_to_fp16(65519.996F), 0x7BFFU);
   EXPECT_EQ(float_to_fp16(65520.0F), 0x7C00U);
   EXPECT_EQ(float_to_fp16(-kInf), 0xFC00U);
   EXPECT_EQ(float_to_fp16(0x1p-24F), 0x0001U);
-  EXPECT_EQ(float_to_fp16(0x1p-25F), 0x0000U);                  // halfway to even
+  EXPECT_EQ(float_to_fp16(0x1p-25F), 0x0000U);  // halfway to even
   EXPECT_EQ(float_to_fp16(0x1.8p-24F), 0x0002U);
   EXPECT_EQ(float_to_fp16(-0x1.000002p-25F), 0x8001U);
-  EXPECT_EQ(float_to_fp16(0x1.FFFp-15F), 0x0400U);              // a subnormal rounds up to a normal
+  EXPECT_EQ(float_to_fp16(0x1.FFFp-15F), 0x0400U);  // a subnormal rounds up to a normal
 }
 
 #ifdef LGRECO_HAS_FLOAT16
@@ -70,7 +70,7 @@ TEST(Half, Bf16RoundsToNearestEven) {
   EXPECT_EQ(float_to_bf16(float_of(0x3F818000U)), 0x3F82U);
   EXPECT_EQ(float_to_bf16(float_of(0x3F808001U)), 0x3F81U);
   EXPECT_EQ(float_to_bf16(std::numeric_limits<float>::max()), 0x7F80U);
-  EXPECT_EQ(float_to_bf16(float_of(0x7F800001U)), 0x7FC0U);     // stays a NaN
+  EXPECT_EQ(float_to_bf16(float_of(0x7F800001U)), 0x7FC0U);  // stays a NaN
 }
 
 TEST(Half, Bf16RoundsOutwardsWhenAsked) {

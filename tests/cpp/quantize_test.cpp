@@ -1,233 +1,11 @@
-// The quantise kernels: every level against the scalar one, bit for bit, and what they promise.
-#include "kernels/quantize.h"
-
+// What the quantise kernels promise, on every instruction set level.
 #include <cmath>
-#include <limits>
-#include <string>
 
-#include "kernel_cases.h"
 #include "kernels/quantize_math.h"
+#include "quantize_cases.h"
 
 namespace lgreco::kernels {
 namespace {
-
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kMax = std::numeric_limits<float>::max();
-constexpr Noise kNoise{.seed = 0x123456789ABCDEFULL, .step = 7, .stream = 42, .first_block = 3};
-
-/// Where the residual lives: nowhere, in one place, in a committed and a shadow arena.
-enum class Residual { kNone, kInPlace, kShadow };
-
-std::vector<QuantizeSpec> all_specs() {
-  std::vector<QuantizeSpec> specs;
-  for (int bits = 1; bits <= 8; ++bits) {
-    for (const int block : {32, 64, 96, 512, 4096}) {
-      for (int flags = 0; flags < 8; ++flags) {
-        specs.push_back({bits, block, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0});
-      }
-    }
-  }
-  return specs;
-}
-
-std::string text_of(const QuantizeSpec& spec) {
-  return "bits " + std::to_string(spec.bits) + " block " + std::to_string(spec.block_numel) +
-         (spec.symmetric ? " symmetric" : " minmax") + (spec.stochastic ? " stochastic" : " nearest") +
-         (spec.bf16_scales ? " bf16 scales" : " fp32 scales");
-}
-
-/// One call of encode with all its memory.
-struct Encoding {
-  Encoding(const QuantizeSpec& spec, const std::vector<float>& gradient_values,
-           const std::vector<float>& residual_values, DType dtype, Residual residual, DType residual_dtype,
-           size_t misalignment = 0, float scale = 1.0F)
-      : spec(spec), dtype(dtype), numel(static_cast<int64_t>(gradient_values.size())),
-        gradient(numel * element_bytes(dtype), misalignment * element_bytes(dtype)),
-        committed(numel * element_bytes(residual_dtype), misalignment * element_bytes(residual_dtype)),
-        shadow(numel * element_bytes(residual_dtype), misalignment * element_bytes(residual_dtype)),
-        wire(quantize_wire_bytes(spec, numel), misalignment * 4) {
-    fill(gradient, dtype, gradient_values);
-    fill(committed, residual_dtype, residual_values);
-    shadow.take(committed);
-    feedback.dtype = residual_dtype;
-    feedback.scale = scale;
-    feedback.inverse_scale = 1.0F / scale;
-    if (residual == Residual::kNone) return;
-    feedback.in = residual == Residual::kInPlace ? shadow.data() : committed.data();
-    feedback.out = shadow.data();
-  }
-
-  void run(CpuLevel level) {
-    const WithLevel guard(level);
-    findings = quantize_encode(spec, gradient.data(), dtype, numel, feedback, kNoise, wire.data());
-    EXPECT_TRUE(gradient.guards_hold() && committed.guards_hold() && shadow.guards_hold() &&
-                wire.guards_hold());
-  }
-
-  QuantizeSpec spec;
-  DType dtype;
-  int64_t numel;
-  Buffer gradient, committed, shadow, wire;
-  Feedback feedback;
-  Findings findings;
-};
-
-void expect_same(const Encoding& a, const Encoding& b) {
-  EXPECT_TRUE(a.wire == b.wire);
-  EXPECT_TRUE(a.shadow == b.shadow);
-  EXPECT_EQ(a.findings.nonfinite, b.findings.nonfinite);
-  EXPECT_EQ(a.findings.nonzero, b.findings.nonzero);
-}
-
-std::vector<float> decoded(const QuantizeSpec& spec, const Buffer& wire, int64_t numel) {
-  Buffer out(numel * 4);
-  quantize_decode(spec, wire.data(), numel, out.data(), DType::kFloat32);
-  return read(out, DType::kFloat32);
-}
-
-TEST(Quantize, LevelsEncodeAlike) {
-  uint32_t seed = 0;
-  for (const QuantizeSpec& spec : all_specs()) {
-    SCOPED_TRACE(text_of(spec));
-    for (const int64_t numel : kSizes) {
-      const DType dtype = kAllDTypes[seed % 3];
-      const auto residual = static_cast<Residual>(seed / 3 % 3);
-      const DType residual_dtype = seed / 9 % 2 == 0 ? DType::kFloat32 : DType::kBFloat16;
-      const int kind = static_cast<int>(seed % kValueKinds);
-      const auto gradient = make_values(kind, numel, ++seed);
-      const auto owed = make_values(kind == 1 ? 1 : 4, numel, ++seed);
-      const size_t misalignment = seed % 5;
-      const float scale = seed % 4 == 0 ? 1024.0F : 1.0F;
-      Encoding scalar(spec, gradient, owed, dtype, residual, residual_dtype, misalignment, scale);
-      scalar.run(CpuLevel::kBaseline);
-      for (const CpuLevel level : faster_levels()) {
-        SCOPED_TRACE(std::string(name_of(level)) + " numel " + std::to_string(numel) + " kind " +
-                     std::to_string(kind) + " dtype " + name_of(dtype) + " residual " +
-                     std::to_string(static_cast<int>(residual)) + " " + name_of(residual_dtype));
-        Encoding fast(spec, gradient, owed, dtype, residual, residual_dtype, misalignment, scale);
-        fast.run(level);
-        expect_same(fast, scalar);
-        if (::testing::Test::HasFailure()) return;
-      }
-    }
-  }
-}
-
-TEST(Quantize, LevelsEncodeEveryTypeAlike) {
-  const int64_t numel = 1500;
-  for (const DType dtype : kAllDTypes) {
-    for (const Residual residual : {Residual::kNone, Residual::kInPlace, Residual::kShadow}) {
-      for (const DType residual_dtype : {DType::kFloat32, DType::kBFloat16}) {
-        for (int kind = 0; kind < kValueKinds; ++kind) {
-          for (const bool stochastic : {false, true}) {
-            const QuantizeSpec spec{.bits = 4, .stochastic = stochastic};
-            const auto gradient = make_values(kind, numel, 1), owed = make_values(4, numel, 2);
-            Encoding scalar(spec, gradient, owed, dtype, residual, residual_dtype);
-            scalar.run(CpuLevel::kBaseline);
-            for (const CpuLevel level : faster_levels()) {
-              Encoding fast(spec, gradient, owed, dtype, residual, residual_dtype);
-              fast.run(level);
-              expect_same(fast, scalar);
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST(Quantize, LevelsDecodeAlike) {
-  uint32_t seed = 0;
-  for (const QuantizeSpec& spec : all_specs()) {
-    SCOPED_TRACE(text_of(spec));
-    for (const int64_t numel : kSizes) {
-      ++seed;
-      const auto gradient = make_values(static_cast<int>(seed % kValueKinds), numel, seed);
-      Encoding encoding(spec, gradient, gradient, DType::kFloat32, Residual::kNone, DType::kFloat32, seed % 5);
-      encoding.run(CpuLevel::kBaseline);
-      for (const DType dtype : kAllDTypes) {
-        Buffer expected(numel * element_bytes(dtype), seed % 3 * 4);
-        {
-          const WithLevel guard(CpuLevel::kBaseline);
-          quantize_decode(spec, encoding.wire.data(), numel, expected.data(), dtype);
-        }
-        for (const CpuLevel level : faster_levels()) {
-          const WithLevel guard(level);
-          Buffer out(numel * element_bytes(dtype), seed % 3 * 4);
-          quantize_decode(spec, encoding.wire.data(), numel, out.data(), dtype);
-          EXPECT_TRUE(out == expected) << name_of(level) << " numel " << numel << " " << name_of(dtype);
-          EXPECT_TRUE(out.guards_hold());
-        }
-      }
-      Buffer sum(numel * 4, 4), fast_sum(numel * 4, 4);
-      fill(sum, DType::kFloat32, make_values(0, numel, seed + 1));
-      for (const CpuLevel level : faster_levels()) {
-        fast_sum.take(sum);
-        Buffer slow_sum(numel * 4, 4);
-        slow_sum.take(sum);
-        {
-          const WithLevel guard(level);
-          quantize_decode_add(spec, encoding.wire.data(), numel, reinterpret_cast<float*>(fast_sum.data()));
-        }
-        const WithLevel guard(CpuLevel::kBaseline);
-        quantize_decode_add(spec, encoding.wire.data(), numel, reinterpret_cast<float*>(slow_sum.data()));
-        EXPECT_TRUE(fast_sum == slow_sum) << name_of(level) << " numel " << numel;
-        EXPECT_TRUE(fast_sum.guards_hold());
-      }
-      if (::testing::Test::HasFailure()) return;
-    }
-  }
-}
-
-/// Encodes `count` wires, and reduces them into a wire of its own or over wire `over`.
-Buffer reduced(const QuantizeSpec& spec, int count, int over, int64_t numel, CpuLevel level,
-               Buffer& shadow, Findings& findings) {
-  std::vector<std::unique_ptr<Encoding>> encodings;
-  std::vector<const uint8_t*> wires;
-  for (int k = 0; k < count; ++k) {
-    const auto values = make_values(k % 2 == 0 ? 0 : 4, numel, static_cast<uint32_t>(k + 1));
-    encodings.push_back(std::make_unique<Encoding>(spec, values, values, DType::kFloat32, Residual::kNone,
-                                                   DType::kFloat32, k % 3));
-    encodings.back()->run(CpuLevel::kBaseline);
-    wires.push_back(encodings.back()->wire.data());
-  }
-  Buffer own(quantize_wire_bytes(spec, numel));
-  Buffer& out = over < 0 ? own : encodings[over]->wire;
-  Feedback feedback{.in = shadow.data(), .out = shadow.data(), .dtype = DType::kFloat32};
-  const WithLevel guard(level);
-  findings = quantize_reduce(spec, wires.data(), count, 1.0F / static_cast<float>(count), numel, feedback,
-                             kNoise, out.data());
-  EXPECT_TRUE(out.guards_hold() && shadow.guards_hold());
-  Buffer result(out.bytes());
-  result.take(out);
-  return result;
-}
-
-TEST(Quantize, LevelsReduceAlike) {
-  for (const QuantizeSpec& spec : all_specs()) {
-    SCOPED_TRACE(text_of(spec));
-    for (const int64_t numel : {int64_t{1}, int64_t{33}, int64_t{513}, int64_t{4097}}) {
-      const int count = 1 + spec.bits % 4 * 3;
-      const auto owed = make_values(0, numel, 99);
-      Buffer shadow(numel * 4);
-      fill(shadow, DType::kFloat32, owed);
-      Findings findings;
-      const Buffer expected = reduced(spec, count, -1, numel, CpuLevel::kBaseline, shadow, findings);
-      EXPECT_FALSE(findings.nonfinite);
-      for (const CpuLevel level : available_levels()) {
-        for (const int over : {-1, 0, count - 1}) {
-          Buffer fast_shadow(numel * 4);
-          fill(fast_shadow, DType::kFloat32, owed);
-          EXPECT_TRUE(expected == reduced(spec, count, over, numel, level, fast_shadow, findings))
-              << name_of(level) << " numel " << numel << " over " << over;
-          EXPECT_TRUE(shadow == fast_shadow);
-        }
-      }
-      if (::testing::Test::HasFailure()) return;
-    }
-  }
-}
 
 TEST(Quantize, ReduceIsTheMeanOfTheDecodedWires) {
   const QuantizeSpec spec{.bits = 8, .block_numel = 64};
@@ -245,7 +23,8 @@ TEST(Quantize, ReduceIsTheMeanOfTheDecodedWires) {
   Findings findings;
   const Buffer wire = reduced(spec, 3, -1, numel, cpu_level(), shadow, findings);
   const auto delivered = decoded(spec, wire, numel), left = read(shadow, DType::kFloat32);
-  for (int64_t i = 0; i < numel; ++i) EXPECT_NEAR(delivered[i] + left[i], mean[i], 1e-5F * (1 + std::fabs(mean[i])));
+  for (int64_t i = 0; i < numel; ++i)
+    EXPECT_NEAR(delivered[i] + left[i], mean[i], 1e-5F * (1 + std::fabs(mean[i])));
 }
 
 TEST(Quantize, DecodedPlusResidualIsTheOriginal) {
@@ -257,11 +36,13 @@ TEST(Quantize, DecodedPlusResidualIsTheOriginal) {
       const auto gradient = make_values(kind, numel, 5), owed = make_values(kind, numel, 6);
       Encoding encoding(spec, gradient, owed, DType::kFloat32, Residual::kShadow, DType::kFloat32);
       encoding.run(cpu_level());
-      const auto delivered = decoded(spec, encoding.wire, numel), left = read(encoding.shadow, DType::kFloat32);
+      const auto delivered = decoded(spec, encoding.wire, numel),
+                 left = read(encoding.shadow, DType::kFloat32);
       for (int64_t begin = 0; begin < numel; begin += spec.block_numel) {
         const int64_t end = std::min<int64_t>(begin + spec.block_numel, numel);
         float largest = 0.0F, worst = 0.0F;
-        for (int64_t i = begin; i < end; ++i) largest = std::max(largest, std::fabs(gradient[i] + owed[i]));
+        for (int64_t i = begin; i < end; ++i)
+          largest = std::max(largest, std::fabs(gradient[i] + owed[i]));
         for (int64_t i = begin; i < end; ++i) {
           ASSERT_NEAR(delivered[i] + left[i], gradient[i] + owed[i], largest * 2e-6F);
           worst = std::max(worst, std::fabs(left[i]));
@@ -359,7 +140,8 @@ TEST(Quantize, ABlockWithInfOrNanDecodesToNanAndLeavesNoResidual) {
           }
           const WithLevel guard(level);
           Buffer out(numel * 4);
-          EXPECT_TRUE(quantize_decode(base, encoding.wire.data(), numel, out.data(), DType::kFloat32).nonfinite);
+          EXPECT_TRUE(
+              quantize_decode(base, encoding.wire.data(), numel, out.data(), DType::kFloat32).nonfinite);
         }
       }
     }
@@ -409,7 +191,8 @@ TEST(Quantize, DecodingToFp16FindsOverflow) {
       EXPECT_EQ(quantize_decode(spec, encoding.wire.data(), 600, out.data(), DType::kFloat16).nonfinite,
                 std::fabs(top) >= 65520.0F)
           << top;
-      EXPECT_FALSE(quantize_decode(spec, encoding.wire.data(), 600, Buffer(2400).data(), DType::kFloat32).nonfinite);
+      EXPECT_FALSE(quantize_decode(spec, encoding.wire.data(), 600, Buffer(2400).data(), DType::kFloat32)
+                       .nonfinite);
     }
   }
 }
@@ -423,7 +206,8 @@ TEST(Quantize, StochasticRoundingIsUnbiasedAndDependsOnItsCounter) {
   for (uint32_t step = 0; step < 50; ++step) {
     Buffer gradient(4096 * 4), wire(quantize_wire_bytes(spec, 4096));
     fill(gradient, DType::kFloat32, values);
-    quantize_encode(spec, gradient.data(), DType::kFloat32, 4096, {}, {.seed = 1, .step = step}, wire.data());
+    quantize_encode(spec, gradient.data(), DType::kFloat32, 4096, {}, {.seed = 1, .step = step},
+                    wire.data());
     const auto delivered = decoded(spec, wire, 4096);
     for (size_t i = 2; i < 512; ++i) sum += delivered[i];
     if (step == 0) first = delivered;

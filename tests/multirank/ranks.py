@@ -15,11 +15,11 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import socket
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -59,18 +59,29 @@ def run(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: fl
 
 
 class Ranks:
-    """W running ranks that a test may signal; on leaving the context they are gone, whatever state they are in."""
+    """W running ranks that a test may signal; on leaving the context they are gone, whatever state they are in.
 
-    def __init__(self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 30.0) -> None:
+    Where `store_on_rank_0` is true, rank 0's process serves the store, as in a job started without torchrun.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout_s: float = 30.0,
+        store_on_rank_0: bool = False,
+    ) -> None:
         context = _context()
         self._folder = tempfile.TemporaryDirectory()
+        store = f"tcp://127.0.0.1:{_free_port()}" if store_on_rank_0 else f"file://{self._folder.name}/store"
         self._pipes = []
         self.processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_main,
-                args=(rank, world_size, str(Path(self._folder.name) / "store"), timeout_s, function, args, theirs),
+                args=(rank, world_size, store, timeout_s, function, args, theirs),
                 daemon=True,
             )
             process.start()
@@ -121,12 +132,21 @@ def say(value: Any) -> None:
     _say(value)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
     # One thread in every pool, so that the server has a single thread and W ranks do not fight for two cores.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo", "lgreco"])
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed.optim", "torch.nn.parallel", "torch._dynamo", "lgreco", "pytest"]
+    )
     return context
 
 
@@ -134,11 +154,12 @@ def _main(
     rank: int, world_size: int, store: str, timeout_s: float, function: Callable[..., Any], args: Any, pipe: Any
 ) -> None:
     global _say
+    gc.freeze()  # so that collecting does not touch, and thereby copy, what the server has imported
     torch.set_num_threads(1)
     _say = functools.partial(_send, pipe, "said")
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{store}",
+        init_method=store,
         rank=rank,
         world_size=world_size,
         timeout=datetime.timedelta(seconds=timeout_s),

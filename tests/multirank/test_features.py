@@ -169,23 +169,26 @@ def test_zero_gradients_keep_residuals() -> None:
     run(2, _zero_gradients)
 
 
-def _join(rank: int, world_size: int) -> tuple[str, float]:
-    ddp = make()
-    state = lgreco.attach(ddp, CONFIG)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
-    steps = 3 + 2 * rank  # rank 0 runs out of data first
-    with ddp.join():
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss_of(ddp, batch_of(rank, step)).backward()
-            optimizer.step()
-    return digest(ddp.parameters()), state.stats()["steps"]
+def _join(rank: int, world_size: int) -> list[tuple[str, float]]:
+    results = []
+    for unused in (False, True):
+        ddp = make(find_unused_parameters=unused)
+        state = lgreco.attach(ddp, CONFIG)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
+        with ddp.join():
+            for step in range(3 + 2 * rank):  # rank 0 runs out of data first
+                optimizer.zero_grad()
+                loss_of(ddp, batch_of(rank, step)).backward()
+                optimizer.step()
+        results.append((digest(ddp.parameters()), state.stats()["steps"]))
+    return results
 
 
 def test_ranks_with_uneven_inputs_join() -> None:
     """Under ddp.join() a rank without data takes part in every exchange; all end with the same parameters."""
-    _, steps = same_on_all_ranks(run(3, _join))
+    (parameters, steps), with_unused = same_on_all_ranks(run(3, _join))
     assert steps == 7
+    assert with_unused == (parameters, steps)
 
 
 def _join_divisor(rank: int, world_size: int) -> torch.Tensor:
@@ -296,3 +299,32 @@ def test_warm_up_steps_are_dense() -> None:
         assert wire_bytes[1] == pytest.approx(wire_bytes[0], rel=0.01), "but for headers: DDP has formed other buckets"
     assert wire_bytes[1] > 6 * wire_bytes[2]
     assert wire_bytes[2] == wire_bytes[3]
+
+
+def _stats(rank: int, world_size: int, choice: str) -> dict[str, float]:
+    ddp = make(lambda: nn.Linear(96, 4096, bias=False))
+    state = lgreco.attach(ddp, everything(choice))
+    train(ddp, rank, range(2))
+    return state.stats()
+
+
+@pytest.mark.parametrize(
+    ("choice", "bytes_per_element"),
+    [("dense(dtype=fp32)", 4.0), ("dense(dtype=bf16)", 2.0), ("quantize(bits=4, block=128)", 0.5 + 8 / 128)],
+)
+def test_stats_count_what_is_sent(choice: str, bytes_per_element: float) -> None:
+    """Over all ranks each element crosses 2 (W-1) times, and headers are small; dense_bytes is what fp32 would take."""
+    numel = 96 * 4096
+    for world_size in (2, 3):
+        ranks = run(world_size, _stats, choice)
+        sent = sum(stats["wire_bytes"] for stats in ranks)
+        expected = 2 * (world_size - 1) * numel * bytes_per_element
+        assert expected < sent < 1.01 * expected
+        for stats in ranks:
+            assert stats["steps"] == 2
+            assert stats["dense_bytes"] == 2 * (world_size - 1) * 4 * numel // world_size
+            residuals = 0.0 if choice == "dense(dtype=fp32)" else 2 * 4 * (1 + 1 / world_size)
+            assert stats["residual_bytes_per_parameter"] == pytest.approx(residuals, rel=0.01)
+            buffers = stats["buffer_bytes_per_parameter"]
+            assert bytes_per_element < buffers < 2.1 * bytes_per_element
+            assert stats["memory_bytes_per_parameter"] == stats["residual_bytes_per_parameter"] + buffers

@@ -83,7 +83,7 @@ def _each_dtype(rank: int, world_size: int) -> dict[str, list[str]]:
     return digests
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_every_gradient_and_residual_type_leaves_the_same_bits_on_every_rank(world_size: int) -> None:
     """bf16, fp16 and mixed buckets, with the residual in fp32, in bf16 or off."""
     digests = same_on_all_ranks(run(world_size, _each_dtype))

@@ -86,9 +86,9 @@ def _train_and_gather(rank: int, world_size: int) -> dict[str, Any]:
     return gathered
 
 
-def _load_and_gather(rank: int, world_size: int, gathered: dict[str, Any]) -> dict[str, Any]:
+def _load_and_gather(rank: int, world_size: int, gathered: dict[str, Any], choice: str) -> dict[str, Any]:
     ddp = make()
-    state = lgreco.attach(ddp, everything(EXACT))
+    state = lgreco.attach(ddp, everything(choice))
     state.load_state_dict(gathered)
     again = state.gather()
     train(ddp, rank, range(2))
@@ -109,13 +109,15 @@ def _pending(gathered: dict[str, Any]) -> dict[str, torch.Tensor]:
     return total
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 3)])
-def test_another_world_size_keeps_what_is_pending(before: int, after: int) -> None:
-    """Sum over ranks of the sender's residual / W + the owner's residual is the same at every world size."""
+@pytest.mark.parametrize(
+    ("before", "after", "choice"), [(4, 2, EXACT), (2, 3, EXACT), (3, 3, "quantize(bits=8, block=1024)")]
+)
+def test_another_world_or_plan_keeps_what_is_pending(before: int, after: int, choice: str) -> None:
+    """Sum over ranks of the sender's residual / W + the owner's residual is the same, whoever owns what."""
     saved = run(before, _train_and_gather)[0]
     pending = _pending(saved)
     assert max(layer.abs().max() for layer in pending.values()) > 0
-    for loaded in run(after, _load_and_gather, saved):
+    for loaded in run(after, _load_and_gather, saved, choice):
         assert loaded["steps"] == 3
         for name, layer in _pending(loaded).items():
             assert torch.allclose(layer, pending[name], rtol=0, atol=1e-6 * float(pending[name].abs().max())), name

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a small model under several ranks, dense and compressed: checks what must hold, times the steps.
 
-    torchrun --standalone --nproc-per-node 2 benchmarks/ranks.py --backend nccl --json ranks.json
+    torchrun --standalone --nproc-per-node 2 benchmarks/multirank.py --backend nccl --json ranks.json
 
 Checked for each choice: replicas are equal bit for bit after every step; a second run gives the same losses bit for
 bit; the result differs from dense; the loss falls; a step with an inf on the last rank is skipped on all ranks and

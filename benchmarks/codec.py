@@ -5,7 +5,7 @@
 
 Kernels: encode (fp32 gradient + committed residual -> wire and shadow residual, as the engine calls it),
 encode_in_place (the residual overwrites itself), encode_alone (no error feedback), reduce_4 (sum of 4 payloads +
-residual -> wire and shadow), decode (wire -> gradient), decode_add (sum += decoded wire), and for comparison read
+residual -> wire and shadow), reduce_4_alone (without residual), decode (wire -> gradient), decode_add (sum += decoded wire), and for comparison read
 (each value once), memcpy, and torch_eager (encode_in_place of 4 bits in torch's eager operations).
 
 Every repetition times the roof right before the kernel, and kernels take turns, so that both see the same machine. The
@@ -98,6 +98,9 @@ def quantize_works(choice: lgreco.Quantize, bucket: Bucket) -> dict[str, Work]:
         "encode_alone": lambda: encode(None, None, out),
         "reduce_4": lambda: _C.quantize_reduce(
             spec, payloads, 1 / _PAYLOADS, numel, bucket.committed, bucket.shadow, 1.0, _NOISE, out
+        ),
+        "reduce_4_alone": lambda: _C.quantize_reduce(
+            spec, payloads, 1 / _PAYLOADS, numel, None, None, 1.0, _NOISE, out
         ),
         "decode": lambda: _C.quantize_decode(spec, payloads[0], bucket.out),
         "decode_add": lambda: _C.quantize_decode_add(spec, payloads[0], bucket.out),

@@ -48,7 +48,9 @@ def agree(group: dist.ProcessGroup, config: Config, layers: list[LayerInfo]) -> 
             keys = ", ".join(Config.load(other["config"]).difference(Config.load(first["config"])))
             raise ValueError(f"config differs between ranks: rank {rank} and rank 0 disagree on {keys}")
         if other["layers"] != first["layers"]:
-            raise ValueError(f"the model differs between ranks: {_first_difference(rank, other['layers'], first['layers'])}")
+            raise ValueError(
+                f"the model differs between ranks: {_first_difference(rank, other['layers'], first['layers'])}"
+            )
 
 
 def _first_difference(rank: int, theirs: list[Any], reference: list[Any]) -> str:

@@ -53,7 +53,9 @@ def attach(
 def _check(ddp: DistributedDataParallel) -> None:
     """Refuses what would train dense unnoticed, or not at all."""
     if not isinstance(ddp, DistributedDataParallel):
-        raise ValueError(f"attach takes a DistributedDataParallel module, got {type(ddp).__name__}; wrap the model first")
+        raise ValueError(
+            f"attach takes a DistributedDataParallel module, got {type(ddp).__name__}; wrap the model first"
+        )
     if ddp._comm_hooks:
         names = ", ".join(getattr(registered, "__qualname__", str(registered)) for registered, _ in ddp._comm_hooks)
         raise ValueError(f"a communication hook is registered already ({names}); a DDP module takes one")
@@ -78,4 +80,6 @@ def _check(ddp: DistributedDataParallel) -> None:
                 "step the optimizer after backward"
             )
         if parameter.requires_grad and torch.is_complex(parameter):
-            raise ValueError(f'layer "{name}" is {parameter.dtype}: complex gradients are not supported, only real ones')
+            raise ValueError(
+                f'layer "{name}" is {parameter.dtype}: complex gradients are not supported, only real ones'
+            )

@@ -26,8 +26,7 @@ def pack(engine: Any, config: Config, layers: Sequence[LayerInfo], rank: int, wo
         "config": config.to_dict(),
         "shapes": {layer.name: list(layer.shape) for layer in layers},
         "residuals": {
-            part.name: {"sender": part.sender, "owner": part.owner, "owner_offset": part.owner_offset}
-            for part in parts
+            part.name: {"sender": part.sender, "owner": part.owner, "owner_offset": part.owner_offset} for part in parts
         },
     }
 

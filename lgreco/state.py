@@ -86,7 +86,11 @@ class State:
         numel = sum(layer.numel for layer in self._layers)
         gradient_bytes = sum(layer.dense_bytes for layer in self._layers)
         dense_bytes = 2 * (self.world_size - 1) * gradient_bytes // self.world_size
-        native = self._engine.stats() if self._engine else dict.fromkeys(("wire_bytes", "residual_bytes", "buffer_bytes", "steps"), 0)
+        native = (
+            self._engine.stats()
+            if self._engine
+            else dict.fromkeys(("wire_bytes", "residual_bytes", "buffer_bytes", "steps"), 0)
+        )
         residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
         return {
             "wire_bytes": native["wire_bytes"],
@@ -133,8 +137,10 @@ class State:
         checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size)
 
     def discard(self) -> None:
-        """Drops what the last step wrote (residuals, step count), for those who skip an optimizer step by their own
-        test. Call it on every rank, before the next backward."""
+        """Drops what the last step wrote (residuals, step count).
+
+        For those who skip an optimizer step by their own test. Call it on every rank, before the next backward.
+        """
         if self._engine is not None:
             self._engine.discard()
 

@@ -1,7 +1,7 @@
 // Binds the engine: convert, check, release the GIL, call.
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
-#include <torch/csrc/jit/python/pybind_utils.h>
 
 #include <pybind11/stl.h>
 
@@ -57,14 +57,11 @@ struct Settings {
   int64_t window_bytes = 0;
 };
 
-std::shared_ptr<Engine> make_engine(const Settings& settings,
-                                    const c10::intrusive_ptr<c10d::ProcessGroup>& cpu_group,
-                                    const c10::intrusive_ptr<c10d::ProcessGroup>& ddp_group,
-                                    const std::vector<std::string>& names,
-                                    const std::vector<at::Tensor>& parameters,
-                                    const std::vector<py::dict>& choices,
-                                    std::optional<at::Tensor> scale,
-                                    const std::shared_ptr<Faults>& faults) {
+std::shared_ptr<Engine> make_engine(
+    const Settings& settings, const c10::intrusive_ptr<c10d::ProcessGroup>& cpu_group,
+    const c10::intrusive_ptr<c10d::ProcessGroup>& ddp_group, const std::vector<std::string>& names,
+    const std::vector<at::Tensor>& parameters, const std::vector<py::dict>& choices,
+    std::optional<at::Tensor> scale, const std::shared_ptr<Faults>& faults) {
   require(!parameters.empty(), "the model has no parameter that requires a gradient");
   std::vector<LayerSpec> layers;
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -90,18 +87,17 @@ std::shared_ptr<Engine> make_engine(const Settings& settings,
   if (settings.window_bytes > 0) options.exchange.window_bytes = settings.window_bytes;
 
   const at::Device device = parameters[0].device();
-  const auto make_exchange = [&](const engine::ExchangeOptions& exchange,
-                                 std::vector<at::Tensor> tensors,
-                                 std::shared_ptr<const engine::Plan> plan)
-      -> std::unique_ptr<engine::Exchange> {
+  const auto make_exchange =
+      [&](const engine::ExchangeOptions& exchange, std::vector<at::Tensor> tensors,
+          std::shared_ptr<const engine::Plan> plan) -> std::unique_ptr<engine::Exchange> {
     if (device.is_cuda()) {
       return engine::make_stream_exchange(ddp_group->getBackend(device.type()), exchange,
                                           std::move(tensors), std::move(plan));
     }
     auto transport = transports::make_c10d_p2p(cpu_group->getBackend(at::kCPU));
     if (faults) transport = transports::make_faulty(std::move(transport), faults);
-    return std::make_unique<engine::LaneExchange>(std::move(transport), exchange,
-                                                  std::move(tensors), std::move(plan));
+    return std::make_unique<engine::LaneExchange>(std::move(transport), exchange, std::move(tensors),
+                                                  std::move(plan));
   };
   const py::gil_scoped_release release;
   return {new Engine(options, std::move(layers), parameters, native, std::move(scale), make_exchange),
@@ -111,12 +107,15 @@ std::shared_ptr<Engine> make_engine(const Settings& settings,
 void bind_faults(py::module_& module) {
   py::class_<Faults, std::shared_ptr<Faults>>(module, "Faults", "Faults made on purpose, for tests.")
       .def(py::init<>())
-      .def_property("gate_closed", [](const Faults& f) { return f.gate_closed.load(); },
-                    [](Faults& f, bool closed) { f.gate_closed = closed; })
-      .def_property("send_delay_ms", [](const Faults& f) { return f.send_delay_ms.load(); },
-                    [](Faults& f, int ms) { f.send_delay_ms = ms; })
-      .def_property("receive_delay_ms", [](const Faults& f) { return f.receive_delay_ms.load(); },
-                    [](Faults& f, int ms) { f.receive_delay_ms = ms; });
+      .def_property(
+          "gate_closed", [](const Faults& f) { return f.gate_closed.load(); },
+          [](Faults& f, bool closed) { f.gate_closed = closed; })
+      .def_property(
+          "send_delay_ms", [](const Faults& f) { return f.send_delay_ms.load(); },
+          [](Faults& f, int ms) { f.send_delay_ms = ms; })
+      .def_property(
+          "receive_delay_ms", [](const Faults& f) { return f.receive_delay_ms.load(); },
+          [](Faults& f, int ms) { f.receive_delay_ms = ms; });
 }
 
 void bind_settings(py::module_& module) {
@@ -157,16 +156,18 @@ void bind_engine(py::module_& module) {
       .def(py::init(&make_engine), py::arg("settings"), py::arg("cpu_group"), py::arg("ddp_group"),
            py::arg("names"), py::arg("parameters"), py::arg("choices"), py::arg("scale"),
            py::arg("faults"))
-      .def("register_on",
-           [](const std::shared_ptr<Engine>& engine, c10d::Reducer& reducer) {
-             reducer.register_comm_hook(std::make_unique<engine::CommHook>(engine));
-           },
-           released)
-      .def("run",
-           [](Engine& engine, c10d::GradBucket& bucket) {
-             return std::make_shared<torch::jit::PythonFutureWrapper>(engine.run(bucket));
-           },
-           released)
+      .def(
+          "register_on",
+          [](const std::shared_ptr<Engine>& engine, c10d::Reducer& reducer) {
+            reducer.register_comm_hook(std::make_unique<engine::CommHook>(engine));
+          },
+          released)
+      .def(
+          "run",
+          [](Engine& engine, c10d::GradBucket& bucket) {
+            return std::make_shared<torch::jit::PythonFutureWrapper>(engine.run(bucket));
+          },
+          released)
       .def("discard", &Engine::discard, released)
       .def("close", &Engine::close, released)
       .def("committed_steps", &Engine::committed_steps, released)

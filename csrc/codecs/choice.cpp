@@ -27,8 +27,7 @@ int Choice::integer_of(const std::string& key, int low, int high) const {
   const std::string& value = text_of(key);
   int number = 0;
   const auto [end, status] = std::from_chars(value.data(), value.data() + value.size(), number);
-  require(status == std::errc() && end == value.data() + value.size() && number >= low &&
-              number <= high,
+  require(status == std::errc() && end == value.data() + value.size() && number >= low && number <= high,
           key, " must be ", low, "..", high, ", got ", value, " in ", text());
   return number;
 }

@@ -32,8 +32,8 @@ class Codec {
   virtual bool lossless(DType gradient) const = 0;
 
   /// Codes gradient + residual into `wire` and leaves the error in the residual.
-  virtual Findings encode(const void* gradient, DType dtype, int64_t numel,
-                          const Feedback& feedback, const Noise& noise, uint8_t* wire) const = 0;
+  virtual Findings encode(const void* gradient, DType dtype, int64_t numel, const Feedback& feedback,
+                          const Noise& noise, uint8_t* wire) const = 0;
 
   /// Codes factor * (sum of `count` decoded `wires` in order) + residual into `out`, which may be
   /// one of the wires.
@@ -46,8 +46,8 @@ class Codec {
   /// The same three on CUDA, for all runs of a bucket at once; see kernels/batch.h.
   virtual void encode_batch(const kernels::Batch& batch, const void* gradient, DType dtype,
                             const kernels::BatchFeedback& feedback,
-                            const kernels::DeviceTransaction* transaction, uint64_t seed,
-                            uint8_t* wire, kernels::CudaStream stream) const = 0;
+                            const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* wire,
+                            kernels::CudaStream stream) const = 0;
   virtual void reduce_batch(const kernels::Batch& batch, const kernels::BatchPayloads& payloads,
                             float factor, const kernels::BatchFeedback& feedback,
                             const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* out,

@@ -12,9 +12,7 @@ class Quantize final : public Codec {
   explicit Quantize(const kernels::QuantizeSpec& spec) : spec_(spec) {}
 
   int64_t block_numel() const override { return spec_.block_numel; }
-  int64_t wire_bytes(int64_t numel) const override {
-    return kernels::quantize_wire_bytes(spec_, numel);
-  }
+  int64_t wire_bytes(int64_t numel) const override { return kernels::quantize_wire_bytes(spec_, numel); }
   bool lossless(DType) const override { return false; }
 
   Findings encode(const void* gradient, DType dtype, int64_t numel, const Feedback& feedback,
@@ -33,13 +31,15 @@ class Quantize final : public Codec {
                     const kernels::BatchFeedback& feedback,
                     const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* wire,
                     kernels::CudaStream stream) const override {
-    kernels::batch_quantize_encode(spec_, batch, gradient, dtype, feedback, transaction, seed, wire, stream);
+    kernels::batch_quantize_encode(spec_, batch, gradient, dtype, feedback, transaction, seed, wire,
+                                   stream);
   }
   void reduce_batch(const kernels::Batch& batch, const kernels::BatchPayloads& payloads, float factor,
                     const kernels::BatchFeedback& feedback,
                     const kernels::DeviceTransaction* transaction, uint64_t seed, uint8_t* out,
                     kernels::CudaStream stream) const override {
-    kernels::batch_quantize_reduce(spec_, batch, payloads, factor, feedback, transaction, seed, out, stream);
+    kernels::batch_quantize_reduce(spec_, batch, payloads, factor, feedback, transaction, seed, out,
+                                   stream);
   }
   void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
                     const kernels::BatchFeedback& feedback, kernels::DeviceTransaction* transaction,

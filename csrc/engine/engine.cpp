@@ -40,8 +40,9 @@ void Engine::layers_of(c10d::GradBucket& bucket) {
 
 FuturePtr Engine::run(c10d::GradBucket& bucket) {
   const at::Tensor& buffer = bucket.getBuffer();
-  require(!buffer.is_sparse(), "sparse gradients are not supported: set sparse=False on the "
-                               "embedding, or exclude the parameter from DDP");
+  require(!buffer.is_sparse(),
+          "sparse gradients are not supported: set sparse=False on the "
+          "embedding, or exclude the parameter from DDP");
   if (!exchange_) {
     auto future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
     future->markCompleted(buffer);

@@ -37,9 +37,9 @@ class Engine {
 
   /// `parameters` and `choices` by layer. `scale`: GradScaler's fp32 scalar, read at each step.
   /// With one rank there is no exchange: buckets are returned as they came.
-  Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
-         std::vector<at::Tensor> parameters, const std::vector<codecs::Choice>& choices,
-         std::optional<at::Tensor> scale, const MakeExchange& make_exchange);
+  Engine(const EngineOptions& options, std::vector<LayerSpec> layers, std::vector<at::Tensor> parameters,
+         const std::vector<codecs::Choice>& choices, std::optional<at::Tensor> scale,
+         const MakeExchange& make_exchange);
 
   /// Starts averaging a bucket in place and returns at once.
   FuturePtr run(c10d::GradBucket& bucket);

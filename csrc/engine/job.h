@@ -40,8 +40,8 @@ struct Job {
   const std::vector<int32_t> layers;
   const Layout layout;
   const int world_size;
-  const int32_t first_own;  ///< id of this rank's first own chunk
-  at::Tensor wire, inbox;   ///< uint8
+  const int32_t first_own;                         ///< id of this rank's first own chunk
+  at::Tensor wire, inbox;                          ///< uint8
   std::vector<MessagePtr> scatter_out, gather_in;  ///< by chunk; null for own chunks
   std::vector<MessagePtr> from_peers, to_peers;    ///< by slot; null for the own rank
   std::unique_ptr<std::atomic<int>[]> arrivals;    ///< by own chunk: payloads present

@@ -31,13 +31,13 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
       payloads_(world_size_) {
   codec_lane_ = std::make_unique<CodecLane>([this](const Task& task) { work(task); });
   const auto lost = [this](const Expected& expected, const std::string& error) {
-    fail(concat("step ", attempted_steps_, ", bucket ", expected.job->bucket, ": rank ",
-                expected.peer, " is lost: ", error),
+    fail(concat("step ", attempted_steps_, ", bucket ", expected.job->bucket, ": rank ", expected.peer,
+                " is lost: ", error),
          expected.peer);
   };
   scatter_lane_ = std::make_unique<ReceiveLane>(
-      options.window_bytes,
-      [this](const Expected& expected) { arrived(*expected.job, expected.chunk); }, lost);
+      options.window_bytes, [this](const Expected& expected) { arrived(*expected.job, expected.chunk); },
+      lost);
   gather_lane_ = std::make_unique<ReceiveLane>(
       options.window_bytes,
       [this](const Expected& expected) {
@@ -45,7 +45,8 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
       },
       lost);
   const auto limit = options.timeout * 9 / 10;
-  const auto period = std::clamp(limit / 50, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
+  const auto period =
+      std::clamp(limit / 50, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
   watchdog_ = std::make_unique<Watchdog>(period, [this, limit] {
     scatter_lane_->check_deadline(
         std::chrono::milliseconds(static_cast<int64_t>(limit.count() * kScatterShare)));
@@ -113,8 +114,8 @@ Job& LaneExchange::job_for(const BucketCall& call) {
 FuturePtr LaneExchange::run(const BucketCall& call) {
   throw_if_failed();
   Job& job = job_for(call);
-  ensure(call.buffer.numel() == job.layout.numel(), "bucket ", call.index, " has ",
-         call.buffer.numel(), " elements, its layers have ", job.layout.numel());
+  ensure(call.buffer.numel() == job.layout.numel(), "bucket ", call.index, " has ", call.buffer.numel(),
+         " elements, its layers have ", job.layout.numel());
   job.buffer = call.buffer;
   job.gradient = static_cast<uint8_t*>(call.buffer.mutable_data_ptr());
   job.dtype = gradient_dtype(call.buffer);
@@ -156,8 +157,8 @@ void LaneExchange::expect_messages(Job& job) {
     const int32_t chunk = job.first_own + index;
     for (int turn = 1; turn < world_size_; ++turn) {
       const int peer = (rank_ - turn + world_size_) % world_size_;
-      expected_.push_back({&job.scatter_in(peer, chunk), &job, chunk, peer,
-                           tag_of(job, chunk, kScatter), job.layout.chunks()[chunk].bytes});
+      expected_.push_back({&job.scatter_in(peer, chunk), &job, chunk, peer, tag_of(job, chunk, kScatter),
+                           job.layout.chunks()[chunk].bytes});
     }
   }
   scatter_lane_->expect(expected_.data(), expected_.size());
@@ -167,8 +168,8 @@ void LaneExchange::expect_messages(Job& job) {
       const int owner = (rank_ - turn + world_size_) % world_size_;
       if (index >= job.layout.chunk_count_of(owner)) continue;
       const int32_t chunk = job.layout.first_chunk_of(owner) + index;
-      expected_.push_back({job.gather_in[chunk].get(), &job, chunk, owner,
-                           tag_of(job, chunk, kGather), job.layout.chunks()[chunk].bytes});
+      expected_.push_back({job.gather_in[chunk].get(), &job, chunk, owner, tag_of(job, chunk, kGather),
+                           job.layout.chunks()[chunk].bytes});
     }
   }
   gather_lane_->expect(expected_.data(), expected_.size());

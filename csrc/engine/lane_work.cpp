@@ -74,16 +74,17 @@ void LaneExchange::check_header(const Job& job, int32_t chunk, Round round, int 
   ChunkHeader header;
   std::memcpy(&header, payload, sizeof(header));
   if (header.failed != 0) {
-    const std::string who = header.culprit == peer ? concat("rank ", peer, " failed")
-                                                   : concat("rank ", header.culprit, " failed or is lost, says rank ", peer);
+    const std::string who =
+        header.culprit == peer ? concat("rank ", peer, " failed")
+                               : concat("rank ", header.culprit, " failed or is lost, says rank ", peer);
     throw transports::PeerError(concat("bucket ", job.bucket, ": ", who), header.culprit);
   }
   ensure(header.plan == plan_->fingerprint(), "rank ", peer,
          " follows another plan than this rank; configurations must be the same on all ranks");
   ensure(header.step == static_cast<uint32_t>(attempted_steps_) && header.bucket == job.bucket &&
              header.round == round && header.chunk == static_cast<uint32_t>(chunk),
-         "rank ", peer, " is at step ", header.step, ", bucket ", header.bucket,
-         ", this rank at step ", attempted_steps_, ", bucket ", job.bucket);
+         "rank ", peer, " is at step ", header.step, ", bucket ", header.bucket, ", this rank at step ",
+         attempted_steps_, ", bucket ", job.bucket);
 }
 
 // An owner sees every rank's hash. The parameters that most ranks hold are taken for the right ones.
@@ -104,10 +105,9 @@ void LaneExchange::check_replicas(Job& job, int32_t id) {
   }
   for (int peer = 0; peer < world_size_; ++peer) {
     if (hash_from(peer) == hash_from(right)) continue;
-    throw transports::PeerError(
-        concat("rank ", peer, " holds other parameters than rank ", right,
-               " (check_replicas_every): replicas have diverged"),
-        peer);
+    throw transports::PeerError(concat("rank ", peer, " holds other parameters than rank ", right,
+                                       " (check_replicas_every): replicas have diverged"),
+                                peer);
   }
 }
 
@@ -197,9 +197,8 @@ void LaneExchange::decode(Job& job, int32_t id) {
       const Tile& tile = plan_->tiles()[piece.tile];
       uint8_t* out = job.gradient + piece.bucket_offset * element_bytes(job.dtype);
       if (bit(bits_of(wire), i)) {
-        job.nonfinite |= plan_->codec_of(tile)
-                             .decode(wire + piece.wire_offset, tile.numel, out, job.dtype)
-                             .nonfinite;
+        job.nonfinite |=
+            plan_->codec_of(tile).decode(wire + piece.wire_offset, tile.numel, out, job.dtype).nonfinite;
       } else {  // zero on every rank: nothing was coded, nothing was left out
         std::memset(out, 0, tile.numel * element_bytes(job.dtype));
         residuals_->keep_sender(tile);
@@ -299,7 +298,8 @@ void LaneExchange::close() {
   progress_.notify_all();
   for (const auto& job : jobs_) {
     if (job->active && job->future) {
-      job->future->setError(std::make_exception_ptr(Error("the compressed exchange was closed while a bucket was in flight")));
+      job->future->setError(std::make_exception_ptr(
+          Error("the compressed exchange was closed while a bucket was in flight")));
     }
   }
   jobs_.clear();

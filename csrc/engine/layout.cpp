@@ -13,14 +13,12 @@ constexpr int64_t kChunkAlignment = 64;
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 constexpr int64_t prefix_bytes(int64_t pieces) {
-  return round_up(static_cast<int64_t>(sizeof(ChunkHeader)) + 4 * bit_words(pieces),
-                  kTileAlignment);
+  return round_up(static_cast<int64_t>(sizeof(ChunkHeader)) + 4 * bit_words(pieces), kTileAlignment);
 }
 
 }  // namespace
 
-Layout::Layout(const Plan& plan, const std::vector<int32_t>& layers, int rank,
-               int64_t chunk_bytes) {
+Layout::Layout(const Plan& plan, const std::vector<int32_t>& layers, int rank, int64_t chunk_bytes) {
   std::vector<std::vector<Piece>> owned(plan.world_size());
   for (const int32_t layer : layers) {
     const PlannedLayer& planned = plan.planned()[layer];

@@ -14,10 +14,10 @@ namespace lgreco::engine {
 
 /// What stands before a chunk's tiles in every message; the same code writes and checks it.
 struct ChunkHeader {
-  uint32_t step;      ///< committed steps, low 32 bits
+  uint32_t step;  ///< committed steps, low 32 bits
   uint16_t bucket;
-  uint8_t round;      ///< 0 scatter, 1 gather
-  uint8_t failed;     ///< 1: the sender gives up; `culprit` says because of whom
+  uint8_t round;   ///< 0 scatter, 1 gather
+  uint8_t failed;  ///< 1: the sender gives up; `culprit` says because of whom
   uint32_t chunk;
   int32_t culprit;
   uint64_t plan;      ///< Plan::fingerprint of the plan in force

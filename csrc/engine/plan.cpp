@@ -29,8 +29,7 @@ void mix(uint64_t& hash, const std::string& text) {
 
 }  // namespace
 
-Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices,
-           int world_size)
+Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size)
     : layers_(std::move(layers)), world_size_(world_size), owner_residual_numel_(world_size, 0) {
   require(choices.size() == layers_.size(), "a plan needs one choice per layer: ", layers_.size(),
           " layers, ", choices.size(), " choices");
@@ -45,8 +44,8 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
     planned_.push_back({.codec = codec});
     compile_layer(static_cast<int32_t>(i), owner_load_bytes);
     mix(fingerprint_, layers_[i].name);
-    mix(fingerprint_, static_cast<uint64_t>(layers_[i].numel) * 4 +
-                          static_cast<uint64_t>(layers_[i].dtype));
+    mix(fingerprint_,
+        static_cast<uint64_t>(layers_[i].numel) * 4 + static_cast<uint64_t>(layers_[i].dtype));
     mix(fingerprint_, choices[i].text());
   }
 }

@@ -19,10 +19,10 @@ struct Tile {
   int32_t layer = 0;
   int32_t owner = 0;
   int32_t numel = 0;
-  uint32_t first_block = 0;         ///< index within the layer, for the noise
-  int64_t offset = 0;               ///< first element within the layer
-  int64_t wire_bytes = 0;           ///< a multiple of kTileAlignment
-  int64_t residual_offset = -1;     ///< element in the sender's arena; -1: lossless
+  uint32_t first_block = 0;            ///< index within the layer, for the noise
+  int64_t offset = 0;                  ///< first element within the layer
+  int64_t wire_bytes = 0;              ///< a multiple of kTileAlignment
+  int64_t residual_offset = -1;        ///< element in the sender's arena; -1: lossless
   int64_t owner_residual_offset = -1;  ///< element in the owner's arena on its rank; -1: lossless
 };
 

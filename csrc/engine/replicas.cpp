@@ -19,7 +19,8 @@ uint64_t hash_of(const std::vector<at::Tensor>& parameters) {
   constexpr int kStreams = 4;  // independent chains, so that the multiplier's latency is hidden
   uint64_t hash[kStreams] = {1, 2, 3, 4};
   for (const at::Tensor& parameter : parameters) {
-    const at::Tensor dense = parameter.is_non_overlapping_and_dense() ? parameter : parameter.contiguous();
+    const at::Tensor dense =
+        parameter.is_non_overlapping_and_dense() ? parameter : parameter.contiguous();
     const auto* bytes = static_cast<const uint8_t*>(dense.const_data_ptr());
     const size_t size = dense.nbytes();
     size_t at = 0;

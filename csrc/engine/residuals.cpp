@@ -10,9 +10,8 @@ namespace lgreco::engine {
 Residuals::Residuals(const Plan& plan, int rank, std::optional<DType> dtype, at::Device device)
     : dtype_(dtype) {
   if (!dtype) return;
-  const auto options = at::TensorOptions()
-                           .dtype(*dtype == DType::kFloat32 ? at::kFloat : at::kBFloat16)
-                           .device(device);
+  const auto options =
+      at::TensorOptions().dtype(*dtype == DType::kFloat32 ? at::kFloat : at::kBFloat16).device(device);
   for (int half = 0; half < 2; ++half) {
     sender_.half[half] = at::zeros({plan.residual_numel()}, options);
     owner_.half[half] = at::zeros({plan.owner_residual_numel(rank)}, options);
@@ -49,8 +48,7 @@ at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
   return sender_.half[committed_].narrow(0, offset, plan.layers()[layer].numel);
 }
 
-std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer,
-                                                   int rank) const {
+std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer, int rank) const {
   const PlannedLayer& planned = plan.planned()[layer];
   const Tile* first = nullptr;
   int64_t numel = 0;

@@ -52,7 +52,9 @@ std::vector<CodecBatch> make_batches(RunsByCodec& by_codec, at::Device device) {
 
 StreamJob::StreamJob(const Plan& plan, const std::vector<int32_t>& bucket_layers, int rank,
                      at::Device device)
-    : layers(bucket_layers), layout(plan, layers, rank, kOneChunk), section_bytes(longest_section(layout)) {
+    : layers(bucket_layers),
+      layout(plan, layers, rank, kOneChunk),
+      section_bytes(longest_section(layout)) {
   const auto options = at::TensorOptions().dtype(at::kByte).device(device);
   wire = at::zeros({section_bytes * plan.world_size()}, options);
   inbox = at::zeros({section_bytes * plan.world_size()}, options);

@@ -13,11 +13,11 @@ namespace lgreco::kernels {
 /// Error feedback of a run: value = gradient + in * scale, out = (value - decoded) / scale.
 /// `in` and `out` may be the same memory, or both null (no error feedback).
 struct Feedback {
-  const void* in = nullptr;          ///< committed residual
-  void* out = nullptr;               ///< the step's shadow
-  DType dtype = DType::kFloat32;     ///< fp32 or bf16
-  float scale = 1.0F;                ///< loss scale of the gradients
-  float inverse_scale = 1.0F;        ///< 1 / scale
+  const void* in = nullptr;       ///< committed residual
+  void* out = nullptr;            ///< the step's shadow
+  DType dtype = DType::kFloat32;  ///< fp32 or bf16
+  float scale = 1.0F;             ///< loss scale of the gradients
+  float inverse_scale = 1.0F;     ///< 1 / scale
 };
 
 /// What a kernel saw. Facts of several runs are or-ed.

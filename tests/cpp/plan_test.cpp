@@ -12,12 +12,9 @@ namespace lgreco::engine {
 namespace {
 
 const codecs::Choice kDense{"dense", {{"dtype", "fp32"}}};
-const codecs::Choice kFourBits{"quantize",
-                               {{"bits", "4"},
-                                {"block", "512"},
-                                {"grid", "minmax"},
-                                {"rounding", "nearest"},
-                                {"scales", "fp32"}}};
+const codecs::Choice kFourBits{
+    "quantize",
+    {{"bits", "4"}, {"block", "512"}, {"grid", "minmax"}, {"rounding", "nearest"}, {"scales", "fp32"}}};
 
 LayerSpec layer(const std::string& name, int64_t numel) {
   LayerSpec spec;

@@ -5,8 +5,9 @@
 
 Kernels: encode (fp32 gradient + committed residual -> wire and shadow residual, as the engine calls it),
 encode_in_place (the residual overwrites itself), encode_alone (no error feedback), reduce_4 (sum of 4 payloads +
-residual -> wire and shadow), reduce_4_alone (without residual), decode (wire -> gradient), decode_add (sum += decoded wire), and for comparison read
-(each value once), memcpy, and torch_eager (encode_in_place of 4 bits in torch's eager operations).
+residual -> wire and shadow), reduce_4_alone (no error feedback), decode (wire -> gradient), decode_add (sum += decoded
+wire), and for comparison read (each value once), memcpy, and torch_eager (encode_in_place of 4 bits in torch's eager
+operations).
 
 Every repetition times the roof right before the kernel, and kernels take turns, so that both see the same machine. The
 clock is the thread's CPU time unless --clock wall: other processes may take the core away without being counted, but

@@ -124,8 +124,9 @@ class State:
 
         A gathered state loads at any world size W': at the same one every rank continues bit for bit; at another one
         each new rank's residual is the mean of the old senders' residuals plus the owners' residuals, so that what is
-        still to be added to the averaged gradient is kept (sum over ranks / world size). A state without per-rank
-        parts sets the step count; residuals then start at zero, with one warning.
+        still to be added to the averaged gradient is kept (sum over ranks / world size); at W' = 1 nothing is exchanged
+        and nothing kept. A state without per-rank parts sets the step count; residuals then start at zero, with one
+        warning.
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.

@@ -27,7 +27,7 @@ struct BucketCall {
 struct ExchangeOptions {
   uint64_t seed = 0;
   std::optional<DType> residual_dtype = DType::kFloat32;
-  int64_t chunk_bytes = 256 * 1024;   ///< of one message
+  int64_t chunk_bytes = 256 * 1024;    ///< of one message
   int64_t window_bytes = 2048 * 1024;  ///< posted receives of one round
   std::chrono::milliseconds timeout{30 * 60 * 1000};
   int check_replicas_every = 0;  ///< steps; 0: never

@@ -11,6 +11,7 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
+#include "engine/tensor_dtype.h"
 #include "kernels/batch.h"
 
 namespace lgreco::bindings {
@@ -18,6 +19,7 @@ namespace {
 
 namespace py = pybind11;
 using at::Tensor;
+using engine::dtype_of;
 using kernels::BatchRun;
 using kernels::DeviceTransaction;
 using kernels::QuantizeSpec;
@@ -32,16 +34,6 @@ using Arenas = std::optional<std::array<Tensor, 2>>;
 QuantizeSpec spec_from(const SpecFields& fields) {
   const auto& [bits, block, symmetric, stochastic, bf16_scales] = fields;
   return {bits, block, symmetric, stochastic, bf16_scales};
-}
-
-DType dtype_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return DType::kFloat32;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: break;
-  }
-  throw ValueError(concat(name, " must be fp32, bf16 or fp16, got ", tensor.scalar_type()));
 }
 
 void check_tensor(const Tensor& tensor, const char* name, int64_t least_numel) {

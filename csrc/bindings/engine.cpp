@@ -9,9 +9,9 @@
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
-#include "engine/gradient_dtype.h"
 #include "engine/lane_exchange.h"
 #include "engine/stream_exchange.h"
+#include "engine/tensor_dtype.h"
 #include "transports/c10d_p2p.h"
 #include "transports/faulty.h"
 
@@ -66,7 +66,7 @@ std::shared_ptr<Engine> make_engine(
   std::vector<LayerSpec> layers;
   for (size_t i = 0; i < parameters.size(); ++i) {
     layers.push_back({names[i], parameters[i].sizes().vec(), parameters[i].numel(),
-                      engine::gradient_dtype(parameters[i], concat("layer '", names[i], "'"))});
+                      engine::dtype_of(parameters[i], concat("layer '", names[i], "'"))});
   }
   std::vector<codecs::Choice> native;
   for (const py::dict& fields : choices) native.push_back(choice_from(fields));

@@ -10,6 +10,7 @@
 #include "core/cpu_dispatch.h"
 #include "core/error.h"
 #include "core/huge_pages.h"
+#include "engine/tensor_dtype.h"
 #include "kernels/dense.h"
 #include "kernels/quantize.h"
 
@@ -18,6 +19,7 @@ namespace {
 
 namespace py = pybind11;
 using at::Tensor;
+using engine::dtype_of;
 using kernels::Feedback;
 using kernels::Findings;
 using kernels::QuantizeSpec;
@@ -44,16 +46,6 @@ QuantizeSpec spec_from(const SpecFields& fields) {
 Noise noise_from(const NoiseFields& fields) {
   const auto& [seed, step, stream, first_block] = fields;
   return {seed, step, stream, first_block};
-}
-
-DType dtype_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return DType::kFloat32;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: break;
-  }
-  throw ValueError(concat(name, " must be fp32, bf16 or fp16, got ", tensor.scalar_type()));
 }
 
 void check_tensor(const Tensor& tensor, const char* name, int64_t numel) {

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "core/error.h"
-#include "engine/gradient_dtype.h"
+#include "engine/tensor_dtype.h"
 
 namespace lgreco::engine {
 namespace {
@@ -118,7 +118,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
          " elements, its layers have ", job.layout.numel());
   job.buffer = call.buffer;
   job.gradient = static_cast<uint8_t*>(call.buffer.mutable_data_ptr());
-  job.dtype = gradient_dtype(call.buffer);
+  job.dtype = dtype_of(call.buffer);
   job.bucket = call.index;
   job.future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
   job.decodes_left = static_cast<int32_t>(job.layout.chunks().size());

@@ -14,9 +14,9 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "engine/gradient_dtype.h"
 #include "engine/replicas.h"
 #include "engine/stream_job.h"
+#include "engine/tensor_dtype.h"
 #include "transports/c10d_stream.h"
 
 namespace lgreco::engine {
@@ -172,7 +172,7 @@ class StreamExchange final : public Exchange {
 
   void exchange(StreamJob& job, const at::Tensor& buffer) {
     const kernels::CudaStream stream = side_.stream();
-    const DType dtype = gradient_dtype(buffer);
+    const DType dtype = dtype_of(buffer);
     const float* scale = scale_ ? scale_->const_data_ptr<float>() : nullptr;
     void* gradient = buffer.mutable_data_ptr();
     auto* wire = job.wire.mutable_data_ptr<uint8_t>();

@@ -1,4 +1,4 @@
-// The element type of a bucket, from torch's.
+// The element type of a tensor, from torch's.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,7 +8,7 @@
 namespace lgreco::engine {
 
 /// Throws ValueError for what is not fp32, bf16 or fp16; `what` names the tensor in the message.
-inline DType gradient_dtype(const at::Tensor& tensor, const std::string& what = "gradients") {
+inline DType dtype_of(const at::Tensor& tensor, const std::string& what = "gradients") {
   switch (tensor.scalar_type()) {
     case at::kFloat: return DType::kFloat32;
     case at::kBFloat16: return DType::kBFloat16;

@@ -42,16 +42,19 @@ class IntRange:
 
 @dataclass(frozen=True)
 class FloatRange:
-    """Numbers above `above` (excluded) up to high (included)."""
+    """Numbers above `above` (excluded) up to high (included), and not below `least`."""
 
     above: float
     high: float
+    least: float = 0.0
 
     def check(self, value: object) -> float:
         """See Domain."""
-        if isinstance(value, int | float) and not isinstance(value, bool) and self.above < value <= self.high:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and self.above < value <= self.high and value >= self.least:
             return float(value)
-        raise ValueError(f"must be above {self.above:g} and at most {self.high:g}, got {value!r}")
+        low = f"from {self.least:g}" if self.least > self.above else f"above {self.above:g}"
+        raise ValueError(f"must be {low} and at most {self.high:g}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,48 @@ class Quantize(Choice):
     scales: str = parameter("fp32", OneOf(("fp32", "bf16")))
 
 
-CODECS: dict[str, type[Choice]] = {kind.codec: kind for kind in (Dense, Quantize)}
+_FACTORS = ("fp32", "bf16", "int2", "int3", "int4", "int5", "int6", "int7", "int8")
+
+
+@dataclass(frozen=True)
+class TopK(Choice):
+    """The `density` share of elements of largest magnitude in each block of `block`, exactly that many, with indices.
+
+    Of equal magnitudes the lowest index is taken. At least one element a block is sent.
+    """
+
+    codec: ClassVar[str] = "topk"
+    density: float = parameter(0.01, FloatRange(0.0, 0.5, least=1e-4), always_printed=True)
+    block: int = parameter(4096, IntRange(32, 65536, multiple=32))
+    values: str = parameter("int8", OneOf(_FACTORS))
+
+
+@dataclass(frozen=True)
+class RandomK(Choice):
+    """A random `density` share of each block's elements, the same on all ranks: no indices travel."""
+
+    codec: ClassVar[str] = "randomk"
+    density: float = parameter(0.01, FloatRange(0.0, 0.5, least=1e-4), always_printed=True)
+    block: int = parameter(4096, IntRange(32, 65536, multiple=32))
+    values: str = parameter("fp32", OneOf(_FACTORS))
+
+
+@dataclass(frozen=True)
+class LowRank(Choice):
+    """PowerSGD (arXiv 1905.13727) on the matrix dim0 x rest, its two factors coded in `factors` (Q in `q`).
+
+    `iterate=both` updates P and Q in every step (two stages), `alternate` one of them in turn (one stage, half the
+    bytes).
+    """
+
+    codec: ClassVar[str] = "lowrank"
+    rank: int = parameter(8, IntRange(1, 256), always_printed=True)
+    factors: str = parameter("int8", OneOf(_FACTORS), always_printed=True)
+    q: str = parameter("same", OneOf(("same", *_FACTORS)))
+    iterate: str = parameter("both", OneOf(("both", "alternate")))
+
+
+CODECS: dict[str, type[Choice]] = {kind.codec: kind for kind in (Dense, Quantize, TopK, RandomK, LowRank)}
 
 
 def parse(text: str) -> Choice:

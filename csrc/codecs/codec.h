@@ -40,8 +40,9 @@ class Codec {
   virtual Findings reduce(const uint8_t* const* wires, int count, float factor, int64_t numel,
                           const Feedback& feedback, const Noise& noise, uint8_t* out) const = 0;
 
-  /// Decodes a run over `out`.
-  virtual Findings decode(const uint8_t* wire, int64_t numel, void* out, DType dtype) const = 0;
+  /// Decodes a run over `out`. `noise` is that of the run's encoding but for rank and round.
+  virtual Findings decode(const uint8_t* wire, int64_t numel, const Noise& noise, void* out,
+                          DType dtype) const = 0;
 
   /// The same three on CUDA, for all runs of a bucket at once; see kernels/batch.h.
   virtual void encode_batch(const kernels::Batch& batch, const void* gradient, DType dtype,
@@ -54,7 +55,7 @@ class Codec {
                             kernels::CudaStream stream) const = 0;
   virtual void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
                             const kernels::BatchFeedback& feedback,
-                            kernels::DeviceTransaction* transaction,
+                            kernels::DeviceTransaction* transaction, uint64_t seed,
                             kernels::CudaStream stream) const = 0;
 };
 

@@ -24,7 +24,8 @@ class Dense final : public Codec {
                   const Feedback& feedback, const Noise&, uint8_t* out) const override {
     return kernels::dense_reduce(wire_, wires, count, factor, numel, feedback, out);
   }
-  Findings decode(const uint8_t* wire, int64_t numel, void* out, DType dtype) const override {
+  Findings decode(const uint8_t* wire, int64_t numel, const Noise&, void* out,
+                  DType dtype) const override {
     return kernels::dense_decode(wire_, wire, numel, out, dtype);
   }
 
@@ -42,7 +43,7 @@ class Dense final : public Codec {
   }
   void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
                     const kernels::BatchFeedback& feedback, kernels::DeviceTransaction* transaction,
-                    kernels::CudaStream stream) const override {
+                    uint64_t, kernels::CudaStream stream) const override {
     kernels::batch_dense_decode(wire_, batch, wire, out, dtype, feedback, transaction, stream);
   }
 

@@ -23,7 +23,8 @@ class Quantize final : public Codec {
                   const Feedback& feedback, const Noise& noise, uint8_t* out) const override {
     return kernels::quantize_reduce(spec_, wires, count, factor, numel, feedback, noise, out);
   }
-  Findings decode(const uint8_t* wire, int64_t numel, void* out, DType dtype) const override {
+  Findings decode(const uint8_t* wire, int64_t numel, const Noise&, void* out,
+                  DType dtype) const override {
     return kernels::quantize_decode(spec_, wire, numel, out, dtype);
   }
 
@@ -43,7 +44,7 @@ class Quantize final : public Codec {
   }
   void decode_batch(const kernels::Batch& batch, const uint8_t* wire, void* out, DType dtype,
                     const kernels::BatchFeedback& feedback, kernels::DeviceTransaction* transaction,
-                    kernels::CudaStream stream) const override {
+                    uint64_t, kernels::CudaStream stream) const override {
     kernels::batch_quantize_decode(spec_, batch, wire, out, dtype, feedback, transaction, stream);
   }
 

@@ -32,11 +32,23 @@ LGRECO_HD Philox4 philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
 }
 
 /// Names one stream of draws. Key: (seed); counter: (draw, block, step, stream).
+/// A stream is ((layer * kMaxRanks) + rank) * 2 + round.
 struct Noise {
   uint64_t seed = 0;
   uint32_t step = 0;         ///< committed steps so far
   uint32_t stream = 0;       ///< mixes layer, rank and round; see engine/plan.h
   uint32_t first_block = 0;  ///< index within the layer of the run's first block
 };
+
+inline constexpr uint32_t kMaxRanks = 4096;
+
+/// Philox stream of a layer's draws: which rank codes it, and in which of the two rounds.
+constexpr uint32_t noise_stream(int32_t layer, int rank, int round) {
+  return (static_cast<uint32_t>(layer) * kMaxRanks + static_cast<uint32_t>(rank)) * 2U +
+         static_cast<uint32_t>(round);
+}
+
+/// The stream that all ranks share in both rounds, from any of the layer's.
+LGRECO_HD uint32_t shared_noise_stream(uint32_t stream) { return stream & ~(2U * kMaxRanks - 1U); }
 
 }  // namespace lgreco

@@ -198,7 +198,9 @@ void LaneExchange::decode(Job& job, int32_t id) {
       uint8_t* out = job.gradient + piece.bucket_offset * element_bytes(job.dtype);
       if (bit(bits_of(wire), i)) {
         job.nonfinite |=
-            plan_->codec_of(tile).decode(wire + piece.wire_offset, tile.numel, out, job.dtype).nonfinite;
+            plan_->codec_of(tile)
+                .decode(wire + piece.wire_offset, tile.numel, noise_of(tile, kGather), out, job.dtype)
+                .nonfinite;
       } else {  // zero on every rank: nothing was coded, nothing was left out
         std::memset(out, 0, tile.numel * element_bytes(job.dtype));
         residuals_->keep_sender(tile);

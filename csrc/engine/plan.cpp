@@ -33,7 +33,8 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
     : layers_(std::move(layers)), world_size_(world_size), owner_residual_numel_(world_size, 0) {
   require(choices.size() == layers_.size(), "a plan needs one choice per layer: ", layers_.size(),
           " layers, ", choices.size(), " choices");
-  require(world_size >= 1 && world_size <= 4096, "world size must be 1..4096, got ", world_size);
+  require(world_size >= 1 && world_size <= static_cast<int>(kMaxRanks),
+          "world size must be 1..4096, got ", world_size);
   std::map<codecs::Choice, const codecs::Codec*> known;
   std::vector<int64_t> owner_load_bytes(world_size, 0);
   fingerprint_ = 0xCBF29CE484222325ULL;

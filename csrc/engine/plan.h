@@ -66,10 +66,4 @@ class Plan {
   uint64_t fingerprint_ = 0;
 };
 
-/// Philox stream of a layer's draws: which rank codes it, and in which of the two rounds.
-constexpr uint32_t noise_stream(int32_t layer, int rank, int round) {
-  return (static_cast<uint32_t>(layer) * 4096U + static_cast<uint32_t>(rank)) * 2U +
-         static_cast<uint32_t>(round);
-}
-
 }  // namespace lgreco::engine

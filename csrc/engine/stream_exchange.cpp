@@ -197,7 +197,7 @@ class StreamExchange final : public Exchange {
     transports::all_gather(*backend_, job.wire, section);
     for (const CodecBatch& part : job.coded) {
       part.codec->decode_batch(part.batch, wire, gradient, dtype, residuals_->sender_batch(scale),
-                               transaction(), stream);
+                               transaction(), options_.seed, stream);
     }
     kernels::transaction_poison(transaction(), gradient, dtype, buffer.numel(), stream);
   }

@@ -36,6 +36,12 @@ codecs::Choice choice_from(const py::dict& fields) {
   return choice;
 }
 
+std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
+  std::vector<codecs::Choice> choices;
+  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
+  return choices;
+}
+
 // An engine may die wherever the last reference is dropped, DDP's reducer included; its lanes need
 // the GIL to finish what is theirs to finish, so it must not be held while they are joined.
 void destroy(Engine* engine) {
@@ -111,12 +117,6 @@ std::optional<at::Tensor> optional_of(const engine::LayerResidual& part) {
   return tensor;
 }
 
-std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
-  std::vector<codecs::Choice> choices;
-  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
-  return choices;
-}
-
 // Bytes that one rank sends for a layer per step, mean over ranks: both rounds, all stages.
 double layer_wire_bytes(const std::vector<int64_t>& shape, const std::string& dtype,
                         const py::dict& choice, int world_size) {
@@ -158,9 +158,9 @@ void bind_engine(py::module_& module) {
   module.def("layer_wire_bytes", &layer_wire_bytes, py::arg("shape"), py::arg("dtype"),
              py::arg("choice"), py::arg("world_size"));
   py::class_<engine::LayerResidual>(module, "LayerResidual", "One layer's residuals on this rank.")
-      .def(py::init([](std::string name, std::optional<at::Tensor> sender, std::optional<at::Tensor> owner,
-                       int64_t owner_offset, std::optional<at::Tensor> warm_p,
-                       std::optional<at::Tensor> warm_q) {
+      .def(py::init([](std::string name, std::optional<at::Tensor> sender,
+                       std::optional<at::Tensor> owner, int64_t owner_offset,
+                       std::optional<at::Tensor> warm_p, std::optional<at::Tensor> warm_q) {
              const auto given = [](const std::optional<at::Tensor>& tensor) {
                return tensor ? *tensor : at::Tensor();
              };

@@ -76,8 +76,8 @@ void LaneExchange::watch(const Job& job, bool delivered) {
       if (!delivered) feedback = residuals_->sender(plan_->planned()[layer], scale_);
       feedback.inverse_scale = 1.0F / scale_;
       auto& tensors = delivered ? snapshot_->delivered : snapshot_->values;
-      kernels::lowrank_gather(job.gradient + offset * element_bytes(job.dtype), job.dtype, numel, feedback,
-                              tensors[slot].mutable_data_ptr<float>());
+      kernels::lowrank_gather(job.gradient + offset * element_bytes(job.dtype), job.dtype, numel,
+                              feedback, tensors[slot].mutable_data_ptr<float>());
     }
     offset += numel;
   }
@@ -169,8 +169,8 @@ void LaneExchange::encode(Job& job, int32_t id) {
                    wire + piece.wire_offset);
     } else {
       nonzero = codec
-                    .encode(job.gradient + piece.offset * element_bytes(job.dtype), job.dtype, tile.numel,
-                            residuals_->sender(tile, scale_), noise_of(tile, kScatter),
+                    .encode(job.gradient + piece.offset * element_bytes(job.dtype), job.dtype,
+                            tile.numel, residuals_->sender(tile, scale_), noise_of(tile, kScatter),
                             wire + piece.wire_offset)
                     .nonzero;
     }

@@ -13,11 +13,11 @@ namespace lgreco::kernels {
 /// Sums over a column: element i goes to lane i % 16, lanes add up chunk by chunk (a chunk's sums first,
 /// then chunk after chunk), and sum_lanes() adds the lanes.
 inline constexpr int kSumLanes = 16;
-inline constexpr int kSumChunk = 512;
+inline constexpr int kSumChunk = 128;
 
 /// Orthonormalisation works on panels of columns, each against blocks of the columns before it.
 inline constexpr int kPanelColumns = 8;
-inline constexpr int kBlockColumns = 64;
+inline constexpr int kBlockColumns = 32;
 
 /// A column is dependent on those before it where less than this share of its norm is left of it. Above
 /// that, taking out twice what lies along the others leaves orthogonality to rounding (Giraud et al.

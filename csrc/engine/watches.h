@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,7 +26,9 @@ struct Snapshot {
   std::vector<int32_t> slots;         ///< by layer id: index in the vectors below, -1: not watched
   std::vector<at::Tensor> values;     ///< this rank's gradient + residual
   std::vector<at::Tensor> delivered;  ///< what the exchange put in the gradient's place
-  bool dropped = false;               ///< an inf or NaN: what was delivered means nothing
+  /// Brings the tensors to the CPU where they are elsewhere; called once, in the slow path's thread.
+  std::function<void(Snapshot&)> fetch;
+  bool dropped = false;  ///< an inf or NaN: what was delivered means nothing
 };
 
 class Watches {

@@ -95,36 +95,42 @@ def _watch(
     timeout_s: float,
     tell: Callable[[int, float], None],
 ) -> dict[str, Any]:
+    """Listens to rank 0 until all ranks have ended well, one has not, or time is up."""
     deadline = time.monotonic() + timeout_s
-    alive = {process.sentinel: rank for rank, process in enumerate(processes)}
+    alive: dict[Any, int] = {process.sentinel: rank for rank, process in enumerate(processes)}
+    listening = [pipe]
     record: dict[str, Any] | None = None
-    listening = True
     while alive:
-        ready = wait([*alive, *([pipe] if listening else [])], max(0.0, deadline - time.monotonic()))
+        ready = wait([*alive, *listening], max(0.0, deadline - time.monotonic()))
         if not ready:
             ranks = ", ".join(str(rank) for rank in sorted(alive.values()))
             return {"died": last_words(folder, f"not done in {timeout_s:g} s: rank {ranks}", None, len(processes))}
         if pipe in ready:
             try:
                 step, said = pipe.recv()
-                if step is None:
-                    record = said
-                else:
-                    tell(step, said)
             except EOFError:
-                listening = False
+                listening.clear()
+                continue
+            if step is None:
+                record = said
+            else:
+                tell(step, said)
             continue
-        for sentinel in ready:
-            rank = alive.pop(int(sentinel))  # type: ignore[call-overload]
+        for rank in [alive.pop(sentinel) for sentinel in ready]:
             processes[rank].join()
             if processes[rank].exitcode:
-                wait_for_the_others = time.monotonic() + _LAST_WORDS_S
-                while alive and time.monotonic() < wait_for_the_others:
-                    for other in wait(list(alive), wait_for_the_others - time.monotonic()):
-                        alive.pop(int(other))  # type: ignore[call-overload]
+                _wait_for_all(alive, _LAST_WORDS_S)
                 return {"died": last_words(folder, _end_of(processes[rank], rank), rank, len(processes))}
     assert record is not None, "rank 0 answers before it ends well"
     return {"died": None, **record}
+
+
+def _wait_for_all(alive: dict[Any, int], patience_s: float) -> None:
+    """Waits until all of these processes have ended, but no longer than that."""
+    deadline = time.monotonic() + patience_s
+    while alive and time.monotonic() < deadline:
+        for sentinel in wait(list(alive), max(0.0, deadline - time.monotonic())):
+            del alive[sentinel]
 
 
 def _end_of(process: ForkServerProcess, rank: int) -> str:

@@ -25,6 +25,9 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e2e8f0",
     "legend.frameon": False,
 }
+# Above this, gaps beyond a few per cent are drawn on a log scale.
+_LARGE_GAP, _PLAIN_GAP_PERCENT = 0.3, 5.0
+_GAP_TICKS = (-5.0, -2.5, 0.0, 2.5, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -61,10 +64,9 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, 
         if row[f"{name}_spread"] is not None:
             low, high = (100 * edge for edge in row[f"{name}_spread"])
             axes.axhspan(low, high, color=_BAND, alpha=0.25, linewidth=0, label="dense, seed to seed")
-    ratios = []
+    drawn = [row for row in rows if row[f"{name}_gap"] is not None and row["ratio"]]
     for family, colour in colours.items():
-        own = [row for row in rows if row["family"] == family and row[f"{name}_gap"] is not None and row["ratio"]]
-        own.sort(key=lambda row: row["ratio"])
+        own = sorted((row for row in drawn if row["family"] == family), key=lambda row: row["ratio"])
         gaps = [100 * row[f"{name}_gap"] for row in own]
         seeds = [[100 * gap for gap in row[f"{name}_gap_by_seed"].values()] for row in own]
         below = [gap - min(each) for gap, each in zip(gaps, seeds, strict=True)]
@@ -72,13 +74,24 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, 
         x = [row["ratio"] for row in own]
         axes.errorbar(x, gaps, (below, above), fmt="o-", color=colour, linewidth=1.2, capsize=3, label=family)
         for row, gap in zip(own, gaps, strict=True):
-            label = row["run"].removeprefix(f"{family}/")
-            axes.annotate(label, (row["ratio"], gap), xytext=(5, 4), textcoords="offset points", fontsize=7)
-        ratios += x
-    if ratios:
-        axes.set_xlim(min(ratios) / 1.2, max(ratios) * 1.6)
+            # The legend says the family.
+            label = row["run"].removeprefix(f"{family}/").removeprefix(f"{family}(").removesuffix(")")
+            place = {"xytext": (6, -9), "textcoords": "offset points"}
+            axes.annotate(label, (row["ratio"], gap), fontsize=7, color=colour, **place)
+    _scale(axes, [row["ratio"] for row in drawn], [row[f"{name}_gap"] for row in drawn])
+
+
+def _scale(axes: Axes, ratios: Sequence[float], gaps: Sequence[float]) -> None:
+    """Ratios as people say them, with room for labels; large gaps are pressed together, so that small ones show."""
+    if not ratios:
+        return
     axes.set_xticks(_TICKS)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g} x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if ratios:
-        axes.set_xlim(min(ratios) / 1.2, max(ratios) * 1.6)
+    axes.set_xlim(min(ratios) / 1.2, max(ratios) * 2.0)
+    if max(gaps) > _LARGE_GAP:
+        axes.set_yscale("symlog", linthresh=_PLAIN_GAP_PERCENT)
+        axes.set_yticks(_GAP_TICKS)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda gap, _: f"{gap:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.autoscale(axis="y")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranks import eventually
@@ -18,6 +19,10 @@ STARTED, FOUR_BITS = 5, "quantize(bits=4, block=512)"
 def command(folder: Path, *words: str) -> list[str]:
     fixed = ["--model", "digits", "--world-size", "2", "--seeds", "3", "--out", str(folder)]
     return [sys.executable, str(SCRIPT), *fixed, *words]
+
+
+def kept_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in folder.glob("*.json")]
 
 
 def members(group: int) -> int:
@@ -60,6 +65,10 @@ def test_runs_train_die_and_are_taken_again(tmp_path: Path) -> None:
     assert "no_such_layer" in dead["died"]["3"]
     assert dead["val_loss"] is None
     assert "lost, seed 3 died" in done.stdout
+    curves = {kept["job"]["run"]: kept.get("train_loss_curve") for kept in kept_in(tmp_path / "out")}
+    # The same weights and data to begin with.
+    assert curves["dense"][0] == curves[FOUR_BITS][0]
+    assert curves["dense"][-1] != curves[FOUR_BITS][-1]
     assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
 
     again = subprocess.run(

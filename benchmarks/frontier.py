@@ -10,8 +10,9 @@ NAME=FILE, where the file holds an lgreco config; --config names a file with a m
 FAMILY/NAME gives the run the colour of its family in the figure. Equal seeds have equal initial weights and data in
 all runs.
 
-Each result is kept in a file in --out, whose name depends on all that decides it; --resume takes those that are there
-and trains the rest, also what died before. A run that dies is reported with its last words.
+Each result is kept in a file in --out, whose name depends on all settings that decide it; --resume takes those that
+are there, whatever commit made them (it stands in them), and trains the rest, also what died before. A run that dies
+is reported with its last words.
 
 ratio: what a ring allreduce of fp32 gradients sends, 2 (W-1)/W * 4 bytes a parameter, over what a rank sent on
 average after the dense warm-up steps; whole-run ratio: the same with them. Gap: loss over dense's of the same seed,

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -86,6 +88,16 @@ class Engine:
     def load(self, committed_steps: int, residuals: Sequence[LayerResidual]) -> None: ...
     def fingerprint(self) -> int: ...
     def stats(self) -> dict[str, float]: ...
+
+def solve(
+    method: str,
+    errors: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    budget: float,
+    reference: npt.NDArray[np.int32] | None,
+    error_name: str,
+    cost_name: str,
+) -> tuple[npt.NDArray[np.int32], float, float, float, float]: ...
 
 # The kernels, bound for tests and benchmarks alone.
 def __getattr__(name: str) -> Any: ...

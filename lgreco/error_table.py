@@ -90,16 +90,25 @@ class ErrorTable:
         raise ValueError(f"choice must be one of {', '.join(known)}, got {choice}{did_you_mean(choice, known)}")
 
     def uniform(self, choice: Choice) -> tuple[int, ...]:
-        """The columns of a uniform plan: `choice` where a layer is offered it, else what leaves it the least error.
+        """The columns of a uniform plan.
 
-        Of equal errors the cheapest is taken; so 1-D layers, which low rank is not offered to, are dense.
+        A layer that is not offered `choice` gets what differs from it in strength alone and is nearest (a small matrix
+        has no rank 8); where there is no such choice, the one of least error, the cheapest of several.
 
         Raises:
             ValueError: where the table has no such choice.
         """
-        column, offered = self.index(choice), self.offered
-        order = [np.lexsort((self.costs[row], self.squared_errors[row]))[0] for row in range(len(self.layers))]
-        return tuple(column if offered[row, column] else int(order[row]) for row in range(len(self.layers)))
+        wanted = self.index(choice)
+        near = [column for column, other in enumerate(self.choices) if scale_of(other) == scale_of(choice)]
+        near.sort(key=lambda column: abs(strength(self.choices[column]) - strength(choice)))
+        order = [wanted, *near]
+        return tuple(
+            next((column for column in order if self.offered[row, column]), self._most_exact(row))
+            for row in range(len(self.layers))
+        )
+
+    def _most_exact(self, row: int) -> int:
+        return int(np.lexsort((self.costs[row], self.squared_errors[row]))[0])
 
     def mean_with(self, newer: ErrorTable, keep: float = 0.5) -> ErrorTable:
         """Exponential average: `keep` of this table and the rest of the newer one, whose costs and step it takes.

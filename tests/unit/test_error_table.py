@@ -127,11 +127,12 @@ def test_what_is_no_table_is_refused(changes: dict[str, Any], message: str) -> N
         table(**changes)
 
 
-def test_a_uniform_plan_takes_the_most_exact_choice_where_its_own_is_not_offered() -> None:
+def test_a_uniform_plan_takes_what_is_nearest_where_its_choice_is_not_offered() -> None:
+    assert table().uniform(CHOICES[2]) == (2, 1), "4 bits for 2"
     assert table().uniform(CHOICES[3]) == (3, 0)
     assert table().uniform(CHOICES[1]) == (1, 1)
     free = table(squared_errors=[[0.0, 0.0, 0.2, 0.5], [0.0, 0.0, NAN, NAN]])
-    assert free.uniform(CHOICES[2]) == (2, 1), "of equal errors the cheapest"
+    assert free.uniform(CHOICES[3]) == (3, 1), "else the most exact, of equal errors the cheapest"
     with pytest.raises(ValueError, match=r"^choice must be one of dense\(dtype=fp32\), .*, got lowrank\(rank=5, fac"):
         table().uniform(parse("lowrank(rank=5)"))
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lgreco.choice import Choice, parse
@@ -122,7 +124,7 @@ def _say_if_nominal(console: Console, *sources: PlanSource) -> None:
 
 
 def _diff_table(old: PlanSource, new: PlanSource) -> Table:
-    table = Table(show_footer=True)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0))
     sums = [sum(each.wire_bytes(p.layer, p.choice) for p in each.plan.planned) for each in (old, new)]
     rows = []
     for name in dict.fromkeys([*old.plan, *new.plan]):
@@ -132,10 +134,10 @@ def _diff_table(old: PlanSource, new: PlanSource) -> Table:
     table.add_column("layer", footer=f"{len(rows)} differ", overflow="fold")
     table.add_column("before", overflow="fold")
     table.add_column("after", footer="all layers", overflow="fold")
-    table.add_column("bytes before", footer=f"{sums[0]:,}", justify="right")
-    table.add_column("bytes after", footer=f"{sums[1]:,}", justify="right")
+    table.add_column("bytes before", footer=f"{sums[0]:,}", justify="right", no_wrap=True)
+    table.add_column("bytes after", footer=f"{sums[1]:,}", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -173,10 +175,10 @@ def _totals(solved: Solved, norm: str) -> str:
 
 def _uniform_table(solved: Solved) -> Table:
     """The solved plan beside the best uniform choice of each family within the same error."""
-    table = Table(title="solved vs best uniform", title_justify="left")
+    table = Table(title="solved vs best uniform", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("plan", overflow="fold")
     for heading in ("bytes per step", "ratio", "error / limit", "bytes / solved"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(*_uniform_cells("solved", solved, solved.spent))
     for uniform in solved.uniforms:
         if uniform.spent is None:

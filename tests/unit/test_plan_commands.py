@@ -36,8 +36,8 @@ def run(*arguments: str | Path) -> Result:
 
 
 def squeezed(text: str) -> str:
-    """Without a table's lines and spaces, so that its layout does not count."""
-    return "".join(text.replace("│", "|").replace("┃", "|").split())
+    """Without spaces and the bars that part cells here, so that a table's layout does not count."""
+    return "".join(text.replace("|", "").split())
 
 
 @pytest.fixture
@@ -70,7 +70,9 @@ def test_show_a_plan_of_yaml(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     text = squeezed(result.output)
     assert plan.fingerprint()[:12] in text
-    assert "|blocks.0.mlp_in.weight|1024x256|quantize(bits=4,block=512)|default|1,048,576|135,168|7.76|" in text
+    assert (
+        squeezed("|blocks.0.mlp_in.weight|1024x256|quantize(bits=4,block=512)|default|1,048,576|135,168|7.76|") in text
+    )
     assert "nominal" in result.output
 
 
@@ -85,8 +87,8 @@ def test_show_the_last_plan_of_a_record(tmp_path: Path, as_folder: bool) -> None
     assert "record.jsonl,step70" in text
     name = "blocks.0.mlp_in.weight"
     sent = f"{round(last.layer_bytes[name] * 4 / 6):,}"
-    assert f"|{name}|1024x256|{squeezed(str(last.plan[name]))}|solvedatstep70|1,048,576|{sent}|" in text
-    assert f"|{last.dense_bytes / last.wire_bytes:.2f}|" in text
+    assert squeezed(f"|{name}|1024x256|{squeezed(str(last.plan[name]))}|solvedatstep70|1,048,576|{sent}|") in text
+    assert squeezed(f"|{last.dense_bytes / last.wire_bytes:.2f}|") in text
     assert "nominal" not in result.output
 
 
@@ -131,9 +133,9 @@ def test_diff_lists_the_layers_that_differ(tmp_path: Path) -> None:
     result = run("plan", "diff", tmp_path / "a.yaml", tmp_path / "b.yaml")
     assert result.exit_code == 0, result.output
     text = squeezed(result.output)
-    assert "|head.weight|quantize(bits=4,block=512)|quantize(bits=2,block=512)|33,792|17,408|" in text
-    assert "|token_embedding.weight|quantize(bits=4,block=512)|-|33,792|-|" in text
-    assert "|new|-|dense(dtype=fp32)|-|16|" in text
+    assert squeezed("|head.weight|quantize(bits=4,block=512)|quantize(bits=2,block=512)|33,792|17,408|") in text
+    assert squeezed("|token_embedding.weight|quantize(bits=4,block=512)|-|33,792|-|") in text
+    assert squeezed("|new|-|dense(dtype=fp32)|-|16|") in text
     assert "3differ" in text
     assert "blocks.0" not in text
 
@@ -159,9 +161,9 @@ def test_solve_spends_the_references_error_and_compares(tmp_path: Path, table: P
     cost = sum(loaded.costs[row, column] for row, column in enumerate(columns))
     uniform = sum(loaded.costs[row, column] for row, column in enumerate(reference))
     text = squeezed(result.output)
-    assert f"|solved|{cost:,.0f}|" in text
-    assert f"|lowrank(rank=8,factors=int8)|{uniform:,.0f}|" in text
-    assert f"|1.00|{uniform / cost:.2f}|" in text
+    assert squeezed(f"|solved|{cost:,.0f}|") in text
+    assert squeezed(f"|lowrank(rank=8,factors=int8)|{uniform:,.0f}|") in text
+    assert squeezed(f"|1.00|{uniform / cost:.2f}|") in text
     assert "topk:nonewithinthelimit" in text
     assert "gap 1.250%" in result.output
     assert list(plan) == [layer.name for layer in SMALL]

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from lgreco import info
 from lgreco.plan_commands import plan_group
+from lgreco.report_command import report_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +27,7 @@ def info_command(as_json: bool) -> None:
 
 
 main.add_command(plan_group)
+main.add_command(report_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m lgreco")

@@ -87,7 +87,7 @@ def test_show_the_last_plan_of_a_record(tmp_path: Path, as_folder: bool) -> None
     assert "record.jsonl,step70" in text
     name = "blocks.0.mlp_in.weight"
     sent = f"{round(last.layer_bytes[name] * 4 / 6):,}"
-    assert squeezed(f"|{name}|1024x256|{squeezed(str(last.plan[name]))}|solvedatstep70|1,048,576|{sent}|") in text
+    assert squeezed(f"|{name}|1024x256|{squeezed(str(last.plan[name]))}|1,048,576|{sent}|") in text
     assert squeezed(f"|{last.dense_bytes / last.wire_bytes:.2f}|") in text
     assert "nominal" not in result.output
 

@@ -64,7 +64,8 @@ def weighted_errors(table: ErrorTable, settings: SolverConfig) -> Array:
     errors = table.squared_errors if settings.norm == "squared" else np.sqrt(table.squared_errors)
     families = dict(settings.family_weights)
     by_choice = np.array([families.get(choice.codec, 1.0) for choice in table.choices])
-    return errors * by_choice[None, :] * _layer_weights(table, settings)[:, None]
+    weighted: Array = errors * by_choice[None, :] * _layer_weights(table, settings)[:, None]
+    return weighted
 
 
 def make_budget(

@@ -39,7 +39,7 @@ class _Section(BaseModel):
 
 
 class Accordion(_Section):
-    """Budgets by regime (Accordion, arXiv 2010.16248): training is in a critical regime while the gradient's norm moves.
+    """Budgets by regime (Accordion, arXiv 2010.16248): critical is one in which the gradient's norm moves.
 
     Attributes:
         threshold: relative change of the averaged gradient's norm from one table to the next, above which the regime

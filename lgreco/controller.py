@@ -1,0 +1,277 @@
+"""The controller: measures layers while training runs, solves in the background, swaps plans at exact steps.
+
+A table's layers are measured over `window` steps, a slice in each; its plan takes effect `lag` steps after the last of
+them, and the next table begins `interval` steps after this one began. All of it runs on a thread of its own, whose
+collectives have a process group of their own: training waits for it only where a plan is late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lgreco.candidates import Offers
+from lgreco.measurement import Gradients, Meter, Row
+from lgreco.plan import Plan
+from lgreco.plan_log import PlanLog
+from lgreco.plan_port import PlanPort
+from lgreco.planner import Decision, Planner
+from lgreco.sampling import slices_of
+from lgreco.solver_config import SolverConfig
+
+_PATIENCE_S = 5.0
+"""How long `close` lets the thread finish what completed steps have left to do."""
+
+
+@dataclass
+class _Table:
+    """A table in the making: which slice comes from which step, and what has been measured so far."""
+
+    begin: int
+    slices: dict[int, list[int]]
+    effective_step: int
+    rows: dict[int, Row] = field(default_factory=dict)
+    measure_ms: float = 0.0
+
+
+class Controller:
+    """Plans of one engine; see the module. Methods other than the thread's may be called from any thread.
+
+    Args:
+        offers: what the solver may choose.
+        settings: the solver's.
+        engine: anything with watch, next_snapshot, promise_plan and set_plan.
+        group: reaches the CPU, and nobody else uses it.
+        log: takes note of what happens.
+        seed: of all draws.
+        warmup_steps: dense steps before any plan.
+    """
+
+    def __init__(
+        self,
+        offers: Offers,
+        settings: SolverConfig,
+        engine: Any,
+        group: dist.ProcessGroup,
+        log: PlanLog,
+        *,
+        seed: int,
+        warmup_steps: int,
+    ) -> None:
+        self._offers = offers
+        self._settings = settings
+        self._group = group
+        self._world_size = dist.get_world_size(group)
+        self._log = log
+        self._warmup_steps = warmup_steps
+        self._port = PlanPort(engine)
+        self._meter = Meter(offers, group, seed)
+        self._planner = Planner(offers, settings, self._world_size)
+        numels = [layer.numel for layer in offers.layers]
+        self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
+        self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
+        self._table: _Table | None = None
+        self._progress = threading.Condition()
+        self._failure: Exception | None = None
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name="lgreco-controller", daemon=True)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the slow path; training goes on with the plan that was in force."""
+        return self._failure
+
+    def start(self, steps: int = 0) -> None:
+        """Asks for the first table that begins after `steps` committed steps and starts the thread."""
+        if self._slices:
+            self._begin_table(self._next_begin(steps))
+            self._thread.start()
+
+    def plan(self, steps: int) -> Plan:
+        """The plan in force after `steps` committed steps."""
+        columns = self._columns_at(steps)
+        return self._offers.plan(columns, "reference" if columns == self._offers.reference else "solver")
+
+    def wait(self, steps: int, timeout_s: float | None = None) -> bool:
+        """Until all that the first `steps` steps have left to do is done; whether it is, within the time given."""
+        with self._progress:
+            return self._progress.wait_for(lambda: self._idle(steps), timeout_s)
+
+    def close(self, steps: int, close_engine: Any) -> None:
+        """Finishes what completed steps have left to do, but not for long, then ends the thread with the engine."""
+        if not self._thread.is_alive():
+            close_engine()
+            return
+        in_time = self.wait(steps, _PATIENCE_S)
+        close_engine()
+        if not in_time:
+            self._group.abort()
+        self._thread.join()
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers, the same on every rank; call `wait` before."""
+        with self._progress:
+            table = self._table
+            return {
+                "choices": [str(choice) for choice in self._offers.choices],
+                "layers": [layer.name for layer in self._offers.layers],
+                "plans": [[step, list(columns)] for step, columns in self._plans],
+                "planner": self._planner.state(),
+                "table": None if table is None else _pack(table),
+            }
+
+    def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
+        """Continues from what `state` gave, or, for None, from the reference plan.
+
+        Raises:
+            ValueError: for a state of other candidates or layers.
+        """
+        self.wait(steps=0)
+        with self._progress:
+            self._port.release()
+            self._plans = [(0, self._offers.reference)]
+            self._table = None
+            if state is not None:
+                self._check(state)
+                self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
+                self._planner.load(state["planner"])
+        for step, columns in self._plans:
+            self._port.swap(step, [self._offers.choices[column] for column in columns])
+        if self._slices:
+            saved = None if state is None else state["table"]
+            self._begin_table(self._next_begin(steps) if saved is None else saved["begin"], steps, saved)
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        mine = {
+            "choices": [str(choice) for choice in self._offers.choices],
+            "layers": [layer.name for layer in self._offers.layers],
+        }
+        for key, values in mine.items():
+            if list(state.get(key, ())) != values:
+                raise ValueError(
+                    f"the state's solver has other {key}: this config gives {', '.join(values)}, "
+                    f"saved are {', '.join(map(str, state.get(key, ())))}"
+                )
+
+    def _idle(self, steps: int) -> bool:
+        table = self._table
+        return self._failure is not None or table is None or not any(step < steps for step in table.slices)
+
+    def _columns_at(self, steps: int) -> tuple[int, ...]:
+        return next(columns for step, columns in reversed(self._plans) if step <= steps)
+
+    def _next_begin(self, steps: int) -> int:
+        """Tables begin every `interval` steps, the first so that its plan takes effect at the end of warm-up."""
+        lead = self._settings.window - 1 + self._settings.lag
+        first = max(0, self._warmup_steps - lead)
+        late = max(0, steps - first)
+        return first + -(-late // self._settings.interval) * self._settings.interval
+
+    def _begin_table(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> None:
+        """Asks for what is still to be measured of a table, and promises its plan."""
+        effective_step = begin + self._settings.window - 1 + self._settings.lag
+        slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
+        table = _Table(begin, slices, effective_step)
+        if saved is not None:
+            table.rows = _unpack(saved)
+        with self._progress:
+            self._table = table
+        if not slices:
+            return
+        for step, rows in slices.items():
+            self._port.watch(step, rows)
+        self._port.promise(effective_step)
+
+    def _run(self) -> None:
+        try:
+            while (gradients := self._port.next_gradients()) is not None:
+                self._take(gradients)
+        except Exception as error:
+            self._fail(error)
+        self._port.release()
+        with self._progress:
+            self._progress.notify_all()
+
+    def _take(self, gradients: Gradients | int) -> None:
+        step = gradients if isinstance(gradients, int) else gradients.step
+        table = self._table
+        if table is None or step not in table.slices:
+            return
+        if isinstance(gradients, Gradients):  # of a dropped step nothing is known: its layers keep their choices
+            begun = time.perf_counter()
+            table.rows.update(self._meter.measure(gradients))
+            table.measure_ms += (time.perf_counter() - begun) * 1e3
+        if len(table.slices) == 1:
+            self._conclude(table, step)
+        with self._progress:
+            del table.slices[step]
+            self._progress.notify_all()
+
+    def _conclude(self, table: _Table, step: int) -> None:
+        present = self._columns_at(table.effective_step)
+        warm = table.begin >= self._warmup_steps
+        in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
+        decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
+        self._agree(decision.columns)
+        if decision.problem is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"no plan for step {table.effective_step}: {decision.problem}; the last one stays", stacklevel=2
+            )
+        self._note(decision, table, present)
+        # The next table first: its steps may not begin before it is asked for, and this plan's step waits for this.
+        self._begin_table(table.begin + self._settings.interval)
+        with self._progress:
+            if decision.columns != present:
+                self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
+        choices = [self._offers.choices[column] for column in decision.columns]
+        self._port.swap(table.effective_step, None if decision.columns == present else choices)
+
+    def _note(self, decision: Decision, table: _Table, present: Sequence[int]) -> None:
+        plan = self._offers.plan(decision.columns, "solver")
+        before = self._offers.plan(present, "solver")
+        self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
+
+    def _agree(self, columns: Sequence[int]) -> None:
+        """Compares the plan over all ranks.
+
+        Raises:
+            RuntimeError: on every rank, naming those whose plan differs from rank 0's.
+        """
+        digest = hashlib.sha256(np.array(columns, dtype=np.int64).tobytes()).digest()
+        mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        everyone = [torch.empty_like(mine) for _ in range(self._world_size)]
+        dist.all_gather(everyone, mine, group=self._group)
+        others = [rank for rank, theirs in enumerate(everyone) if not torch.equal(theirs, everyone[0])]
+        if others:
+            raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
+
+    def _fail(self, error: Exception) -> None:
+        """Lets training go on with the present plan, on every rank: the group's end tells the others."""
+        with self._progress:
+            self._failure = error
+            self._progress.notify_all()
+        self._group.abort()
+        self._port.release()
+        self._log.failed(error)
+        warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
+
+
+def _pack(table: _Table) -> dict[str, Any]:
+    return {
+        "begin": table.begin,
+        "rows": [[row, each.errors.tolist(), each.squared_norm, each.realised] for row, each in table.rows.items()],
+    }
+
+
+def _unpack(saved: Mapping[str, Any]) -> dict[int, Row]:
+    return {row: Row(np.array(errors), norm, realised) for row, errors, norm, realised in saved["rows"]}

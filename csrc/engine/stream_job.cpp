@@ -65,7 +65,7 @@ StreamJob::StreamJob(const Plan& plan, const std::vector<int32_t>& bucket_layers
       const Piece& piece = layout.pieces()[chunk.first_piece + i];
       const Tile& tile = plan.tiles()[piece.tile];
       kernels::BatchRun run;
-      run.gradient_offset = piece.bucket_offset;
+      run.gradient_offset = piece.offset;
       run.residual_offset = tile.residual_offset;
       run.wire_offset = section + piece.wire_offset;
       run.bit = 8 * (section + static_cast<int64_t>(sizeof(ChunkHeader))) + i;

@@ -97,7 +97,7 @@ def make_budget(
 
 def total(values: Array, columns: Sequence[int]) -> float:
     """Sum over layers of one column each, exactly rounded: the same on every machine."""
-    return math.fsum(values[row, column] for row, column in enumerate(columns))
+    return math.fsum(values[np.arange(len(columns)), list(columns)].tolist())
 
 
 def _layer_weights(table: ErrorTable, settings: SolverConfig) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK
+from lgreco.config import Config
 from lgreco.family import in_order, scale_of, strength
 from lgreco.layer import ELEMENT_BYTES, LayerInfo
 from lgreco.plan import Plan, PlannedLayer
@@ -99,6 +100,12 @@ def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choic
         elif name == "dense":
             made += [Dense("bf16"), Dense("fp32")]
     return made
+
+
+def is_free(config: Config, layer: LayerInfo) -> bool:
+    """Whether the solver decides: neither a pattern of the config nor the layer's size does."""
+    matched = any(fnmatchcase(layer.name, pattern) for pattern, _ in config.layers)
+    return not matched and len(layer.shape) > 1 and layer.numel >= config.min_numel
 
 
 def make_offers(

@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from lgreco.candidates import Offers
+from lgreco.choice import Choice
 from lgreco.measurement import Gradients, Meter, Row
 from lgreco.plan import Plan
 from lgreco.plan_log import PlanLog
@@ -93,7 +94,7 @@ class Controller:
     def start(self, steps: int = 0) -> None:
         """Asks for the first table that begins after `steps` committed steps and starts the thread."""
         if self._slices:
-            self._begin_table(self._next_begin(steps))
+            self._table = self._ask(self._next_begin(steps))
             self._thread.start()
 
     def plan(self, steps: int) -> Plan:
@@ -106,61 +107,75 @@ class Controller:
         with self._progress:
             return self._progress.wait_for(lambda: self._idle(steps), timeout_s)
 
-    def close(self, steps: int, close_engine: Any) -> None:
+    def note_step(self, figures: Mapping[str, float], loss: float | None, step_ms: float | None) -> None:
+        """Takes the figures of one step for the record."""
+        self._log.steps(figures, loss, step_ms)
+
+    def close(self, steps: int, close_engine: Callable[[], None]) -> None:
         """Finishes what completed steps have left to do, but not for long, then ends the thread with the engine."""
         if not self._thread.is_alive():
             close_engine()
-            return
-        in_time = self.wait(steps, _PATIENCE_S)
-        close_engine()
-        if not in_time:
-            self._group.abort()
-        self._thread.join()
+        else:
+            in_time = self.wait(steps, _PATIENCE_S)
+            close_engine()
+            if not in_time:
+                self._group.abort()
+            self._thread.join()
+        self._log.close()
 
     def state(self) -> dict[str, Any]:
         """Plain containers, the same on every rank; call `wait` before."""
         with self._progress:
             table = self._table
             return {
-                "choices": [str(choice) for choice in self._offers.choices],
-                "layers": [layer.name for layer in self._offers.layers],
+                **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
                 "planner": self._planner.state(),
                 "table": None if table is None else _pack(table),
             }
 
     def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
-        """Continues from what `state` gave, or, for None, from the reference plan.
+        """Continues after `steps` steps from what `state` gave, or, for None, from the reference plan.
 
-        Raises:
-            ValueError: for a state of other candidates or layers.
+        Call it before the engine loads its own state, so that this is laid out by the plan that it was saved under.
         """
-        self.wait(steps=0)
+        if state is not None and not self._is_mine(state):
+            warnings.warn(
+                "the checkpoint's solver had other candidates, layers or steps: its plans and tables are left out",
+                stacklevel=4,
+            )
+            state = None
         with self._progress:
-            self._port.release()
             self._plans = [(0, self._offers.reference)]
             self._table = None
             if state is not None:
-                self._check(state)
                 self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
                 self._planner.load(state["planner"])
-        for step, columns in self._plans:
-            self._port.swap(step, [self._offers.choices[column] for column in columns])
+        first, *later = self._plans
+        self._port.replace(self._choices(first[1]))
+        for step, columns in later:
+            self._port.swap(step, self._choices(columns))
+        self._log.resume(steps)
         if self._slices:
             saved = None if state is None else state["table"]
-            self._begin_table(self._next_begin(steps) if saved is None else saved["begin"], steps, saved)
+            begin = self._next_begin(steps) if saved is None else saved["begin"]
+            table = self._ask(begin, steps, saved)
+            with self._progress:
+                self._table = table
 
-    def _check(self, state: Mapping[str, Any]) -> None:
-        mine = {
+    def _identity(self) -> dict[str, Any]:
+        """What rows and columns of a state stand for."""
+        return {
             "choices": [str(choice) for choice in self._offers.choices],
             "layers": [layer.name for layer in self._offers.layers],
+            "timing": [self._settings.interval, self._settings.window, self._settings.lag],
         }
-        for key, values in mine.items():
-            if list(state.get(key, ())) != values:
-                raise ValueError(
-                    f"the state's solver has other {key}: this config gives {', '.join(values)}, "
-                    f"saved are {', '.join(map(str, state.get(key, ())))}"
-                )
+
+    def _is_mine(self, state: Mapping[str, Any]) -> bool:
+        return all(state.get(key) == value for key, value in self._identity().items())
+
+    def _choices(self, columns: Sequence[int]) -> list[Choice]:
+        return [self._offers.choices[column] for column in columns]
 
     def _idle(self, steps: int) -> bool:
         table = self._table
@@ -176,20 +191,18 @@ class Controller:
         late = max(0, steps - first)
         return first + -(-late // self._settings.interval) * self._settings.interval
 
-    def _begin_table(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> None:
-        """Asks for what is still to be measured of a table, and promises its plan."""
-        effective_step = begin + self._settings.window - 1 + self._settings.lag
+    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> _Table:
+        """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
         slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
-        table = _Table(begin, slices, effective_step)
+        if not slices:
+            return self._ask(self._next_begin(steps), steps)
+        table = _Table(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
         if saved is not None:
             table.rows = _unpack(saved)
-        with self._progress:
-            self._table = table
-        if not slices:
-            return
         for step, rows in slices.items():
             self._port.watch(step, rows)
-        self._port.promise(effective_step)
+        self._port.promise(table.effective_step)
+        return table
 
     def _run(self) -> None:
         try:
@@ -197,9 +210,8 @@ class Controller:
                 self._take(gradients)
         except Exception as error:
             self._fail(error)
-        self._port.release()
-        with self._progress:
-            self._progress.notify_all()
+            while self._port.next_gradients() is not None:
+                pass  # what was asked for before
 
     def _take(self, gradients: Gradients | int) -> None:
         step = gradients if isinstance(gradients, int) else gradients.step
@@ -229,12 +241,13 @@ class Controller:
             )
         self._note(decision, table, present)
         # The next table first: its steps may not begin before it is asked for, and this plan's step waits for this.
-        self._begin_table(table.begin + self._settings.interval)
+        following = self._ask(table.begin + self._settings.interval)
+        kept = decision.columns == present
+        self._port.swap(table.effective_step, None if kept else self._choices(decision.columns))
         with self._progress:
-            if decision.columns != present:
+            if not kept:
                 self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
-        choices = [self._offers.choices[column] for column in decision.columns]
-        self._port.swap(table.effective_step, None if decision.columns == present else choices)
+            self._table = following
 
     def _note(self, decision: Decision, table: _Table, present: Sequence[int]) -> None:
         plan = self._offers.plan(decision.columns, "solver")

@@ -107,8 +107,8 @@ class Meter:
             sum(sizes[self._rank][i] for i in lists if owners[i] == owner) for owner in range(self._world_size)
         ]
         receive_sizes = [sum(sizes[rank][i] for i in mine) for rank in range(self._world_size)]
-        outbox = torch.cat([part.float() for part in send]) if send else torch.empty(0)
-        inbox = torch.empty(sum(receive_sizes))
+        outbox = torch.cat([part.float() for part in send]) if send else torch.empty(0, dtype=torch.float32)
+        inbox = torch.empty(sum(receive_sizes), dtype=torch.float32)
         dist.all_to_all_single(inbox, outbox, receive_sizes, send_sizes, group=self._group)
         meetings = {i: _Meeting([], None) for i in mine}
         for rank, received in enumerate(inbox.split(receive_sizes)):
@@ -207,7 +207,7 @@ class _Meeting:
         self.ranks.append(received[:numel].contiguous())
         if overlap:
             if self.owed is None:
-                self.owed = torch.zeros(numel)
+                self.owed = torch.zeros(numel, dtype=torch.float32)
             at = numel
             for begin, end, place in overlap:
                 self.owed[place : place + end - begin] = received[at : at + end - begin]
@@ -256,7 +256,7 @@ def _coding_error(factor: torch.Tensor, values: str, seed: int) -> float:
         return 0.0
     blocks = max(-(-length // _LARGEST_BLOCK), 1)
     block = -(-length // (blocks * 32)) * 32
-    padded = torch.zeros(int(there.sum()), -(-length // block) * block)
+    padded = torch.zeros(int(there.sum()), -(-length // block) * block, dtype=torch.float32)
     padded[:, :length] = (factor[:, there] / norms[there]).T
     if values.startswith("int"):
         coded: Choice = Quantize(bits=int(values.removeprefix("int")), block=block, grid="symmetric")

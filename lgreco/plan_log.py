@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 
 from lgreco.candidates import Offers
 from lgreco.config import Config
+from lgreco.error_table import ErrorTable
 from lgreco.info import build_record
 from lgreco.plan import Plan
 from lgreco.planner import Decision
@@ -43,10 +44,7 @@ class PlanLog:
             self._recorder.note(table.step, f"no plan for step {effective_step}: {decision.problem}")
         if decision.budget is None:
             return
-        file = None
-        if self._path is not None:
-            file = f"table-{table.step}.json"
-            table.save(self._path.parent / file)
+        file = self._save(table)
         solve = Solve.of(
             table,
             decision.columns,
@@ -64,9 +62,16 @@ class PlanLog:
         )
         self._recorder.solve(replace(solve, table=file))
 
-    def steps(self, step: int, wire_bytes: float, loss: float | None, step_ms: float | None) -> None:
-        """Takes the figures of one step."""
-        self._recorder.steps(step, wire_bytes=wire_bytes, loss=loss, step_ms=step_ms)
+    def steps(self, figures: Mapping[str, float], loss: float | None, step_ms: float | None) -> None:
+        """Takes the figures of one step, as the engine counts them, and what the caller knows of it."""
+        self._recorder.steps(
+            int(figures["steps"]),
+            wire_bytes=figures["wire_bytes"],
+            step_ms=step_ms,
+            codec_ms=figures.get("codec_ms"),
+            wait_ms=figures.get("exposed_ms"),
+            loss=loss,
+        )
 
     def resume(self, step: int) -> None:
         """The run goes on after `step` steps."""
@@ -80,6 +85,18 @@ class PlanLog:
         """Writes what waits."""
         self._recorder.close()
 
+    def _save(self, table: ErrorTable) -> str | None:
+        """The name of the table's file; None where there is none, or no room for one."""
+        if self._path is None:
+            return None
+        file = f"table-{table.step}.json"
+        try:
+            table.save(self._path.parent / file)
+        except OSError as error:
+            self._recorder.note(table.step, f"the table could not be kept: {error}")
+            return None
+        return file
+
     def _budget_text(self, decision: Decision) -> str:
         budget = decision.budget
         assert budget is not None, "a plan was found"
@@ -88,16 +105,3 @@ class PlanLog:
         if budget.bytes is not None:
             return f"{budget.bytes:.0f} bytes"
         return f"{self._settings.relative_error:g} of the gradient's norm"
-
-
-def plans_of(path: str) -> Sequence[tuple[int, Plan]]:
-    """The plans of a recorded run, each with the step from which on it was used."""
-    from lgreco.plan import PlannedLayer
-    from lgreco.record import find, read
-
-    record = read(find(path))
-    layers = {layer.name: layer for layer in record.start.layers}
-    return [
-        (solve.effective_step, Plan(PlannedLayer(layers[n], c, "replayed") for n, c in solve.plan.items()))
-        for solve in record.solves
-    ]

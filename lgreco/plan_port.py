@@ -30,8 +30,7 @@ class PlanPort:
         step = int(snapshot.step)
         if snapshot.dropped:
             return step
-        owed = getattr(snapshot, "owed", None) or [None] * len(snapshot.layers)
-        return Gradients(step, list(snapshot.layers), list(snapshot.values), list(snapshot.delivered), owed)
+        return Gradients(step, snapshot.layers, snapshot.values, snapshot.delivered, snapshot.owed)
 
     def promise(self, step: int) -> None:
         """A plan for that step will come; the step waits for it."""
@@ -44,6 +43,12 @@ class PlanPort:
         with self._lock:
             self._promised.discard(step)
         self._engine.set_plan(step, None if choices is None else [choice.to_native() for choice in choices])
+
+    def replace(self, choices: Sequence[Choice]) -> None:
+        """Forgets all plans and promises; `choices` are in force from the first step on."""
+        with self._lock:
+            self._promised.clear()
+        self._engine.replace_plans([choice.to_native() for choice in choices])
 
     def release(self) -> None:
         """Keeps the present plan wherever a plan was promised, so that no step waits for one that never comes."""

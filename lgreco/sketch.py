@@ -24,7 +24,7 @@ def omega(rows: int, cols: int, rank: int, seed: int, step: int, layer: int) -> 
     """The sketch's random matrix, fp32 [cols, width]: the same on every rank; as wide as can be of use."""
     width = min(rank + OVERSAMPLING, rows, cols)
     mixed = int(np.random.Philox(key=[seed, step << 32 | layer]).random_raw()) >> 1
-    return torch.randn(cols, width, generator=torch.Generator().manual_seed(mixed))
+    return torch.randn(cols, width, generator=torch.Generator().manual_seed(mixed), dtype=torch.float32)
 
 
 def range_of(y: torch.Tensor) -> torch.Tensor:

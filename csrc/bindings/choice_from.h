@@ -7,7 +7,7 @@
 
 namespace lgreco::bindings {
 
-inline codecs::Choice native_choice(const pybind11::dict& fields) {
+inline codecs::Choice choice_from(const pybind11::dict& fields) {
   codecs::Choice choice;
   for (const auto& [key, value] : fields) {
     const auto name = pybind11::cast<std::string>(key);

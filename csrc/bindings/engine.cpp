@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/choice_from.h"
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
@@ -22,18 +23,10 @@ namespace py = pybind11;
 using engine::Engine;
 using transports::Faults;
 
-codecs::Choice choice_from(const py::dict& fields) {
-  codecs::Choice choice;
-  for (const auto& [key, value] : fields) {
-    const auto name = py::cast<std::string>(key);
-    const auto text = py::cast<std::string>(py::str(value));
-    if (name == "codec") {
-      choice.codec = text;
-    } else {
-      choice.parameters[name] = text;
-    }
-  }
-  return choice;
+std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
+  std::vector<codecs::Choice> choices;
+  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
+  return choices;
 }
 
 // An engine may die wherever the last reference is dropped, DDP's reducer included; its lanes need
@@ -103,18 +96,21 @@ std::shared_ptr<Engine> make_engine(
           destroy};
 }
 
+/// By watched layer: (offset, owner's residual from there on), or none.
+std::vector<std::optional<std::pair<int64_t, at::Tensor>>> owed_of(const engine::Snapshot& snapshot) {
+  std::vector<std::optional<std::pair<int64_t, at::Tensor>>> owed(snapshot.owed.size());
+  for (size_t i = 0; i < owed.size(); ++i) {
+    if (snapshot.owed[i].defined()) owed[i].emplace(snapshot.owed_offsets[i], snapshot.owed[i]);
+  }
+  return owed;
+}
+
 /// A tensor that may be undefined, as Python sees it.
 template <auto kMember>
 std::optional<at::Tensor> optional_of(const engine::LayerResidual& part) {
   const at::Tensor& tensor = part.*kMember;
   if (!tensor.defined()) return std::nullopt;
   return tensor;
-}
-
-std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
-  std::vector<codecs::Choice> choices;
-  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
-  return choices;
 }
 
 // Bytes that one rank sends for a layer per step, mean over ranks: both rounds, all stages.
@@ -158,9 +154,9 @@ void bind_engine(py::module_& module) {
   module.def("layer_wire_bytes", &layer_wire_bytes, py::arg("shape"), py::arg("dtype"),
              py::arg("choice"), py::arg("world_size"));
   py::class_<engine::LayerResidual>(module, "LayerResidual", "One layer's residuals on this rank.")
-      .def(py::init([](std::string name, std::optional<at::Tensor> sender, std::optional<at::Tensor> owner,
-                       int64_t owner_offset, std::optional<at::Tensor> warm_p,
-                       std::optional<at::Tensor> warm_q) {
+      .def(py::init([](std::string name, std::optional<at::Tensor> sender,
+                       std::optional<at::Tensor> owner, int64_t owner_offset,
+                       std::optional<at::Tensor> warm_p, std::optional<at::Tensor> warm_q) {
              const auto given = [](const std::optional<at::Tensor>& tensor) {
                return tensor ? *tensor : at::Tensor();
              };
@@ -183,6 +179,7 @@ void bind_engine(py::module_& module) {
       .def_readonly("layers", &Snapshot::layers)
       .def_readonly("values", &Snapshot::values)
       .def_readonly("delivered", &Snapshot::delivered)
+      .def_property_readonly("owed", &owed_of)
       .def_readonly("dropped", &Snapshot::dropped);
 
   const auto released = py::call_guard<py::gil_scoped_release>();

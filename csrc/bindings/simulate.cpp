@@ -25,7 +25,7 @@ const float* floats_of(const at::Tensor& tensor, const char* name, int64_t numel
 
 double simulate_choice(const py::dict& fields, const std::vector<at::Tensor>& values, uint64_t seed,
                        const std::optional<at::Tensor>& owner) {
-  const codecs::Choice choice = native_choice(fields);
+  const codecs::Choice choice = choice_from(fields);
   require(!values.empty(), "values must hold a tensor for each rank, got none");
   const int64_t numel = values[0].numel();
   std::vector<const float*> ranks;

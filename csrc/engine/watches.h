@@ -1,7 +1,7 @@
 // Snapshots for the slow path: what chosen layers held before a step's exchange, and what it delivered.
 //
-// The slow path says beforehand which layers of which step it wants and waits for them in a thread of its
-// own; the exchange copies them in passing. Memory is taken when a watch is set, not in the step.
+// The slow path says beforehand which layers of which step it wants and waits for them in a thread of
+// its own; the exchange copies them in passing. Memory is taken when a watch is set, not in the step.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,11 +20,13 @@ namespace lgreco::engine {
 
 /// Tensors are fp32, flat, on the CPU, in the residual's scale.
 struct Snapshot {
-  uint64_t step = 0;             ///< steps committed before it
-  std::vector<int32_t> layers;   ///< ids
-  std::vector<int32_t> slots;    ///< by layer id: index in the vectors below, -1: not watched
+  uint64_t step = 0;                  ///< steps committed before it
+  std::vector<int32_t> layers;        ///< ids
+  std::vector<int32_t> slots;         ///< by layer id: index in the vectors below, -1: not watched
   std::vector<at::Tensor> values;     ///< this rank's gradient + residual
   std::vector<at::Tensor> delivered;  ///< what the exchange put in the gradient's place
+  std::vector<at::Tensor> owed;       ///< owner's residual of what this rank owns; undefined: none
+  std::vector<int64_t> owed_offsets;  ///< its first element within the layer
   bool dropped = false;               ///< an inf or NaN: what was delivered means nothing
 };
 

@@ -222,18 +222,24 @@ def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str, 
     exact = Dense("fp32")
     able = [row for row in lossy if offers.free[row] and is_exact(exact, offers.layers[row])]
     extra = {row: wire_bytes(offers.layers[row], exact) - offers.costs[row, offers.reference[row]] for row in able}
-    offered, costs, reference = offers.offered.copy(), offers.costs.copy(), list(offers.reference)
+    forced: list[int] = []
     for row in sorted(able, key=lambda row: (extra[row] / offers.layers[row].numel, row)):
-        if held <= allowed:
-            break
-        column = offers.choices.index(exact)
-        offered[row], costs[row] = False, np.nan
-        offered[row, column], costs[row, column] = True, wire_bytes(offers.layers[row], exact)
-        reference[row] = column
-        held -= each * offers.layers[row].numel
+        if held > allowed:
+            forced.append(row)
+            held -= each * offers.layers[row].numel
     if held > allowed:
         raise ValueError(
             f"solver.memory is {ceiling:g} bytes a parameter, but layers that must keep residuals hold "
             f"{held / max(sum(layer.numel for layer in offers.layers), 1):.2f}"
         )
+    for row in list(reversed(forced)):  # a large layer may have made smaller ones needless
+        if held + each * offers.layers[row].numel <= allowed:
+            forced.remove(row)
+            held += each * offers.layers[row].numel
+    offered, costs, reference = offers.offered.copy(), offers.costs.copy(), list(offers.reference)
+    column = offers.choices.index(exact) if forced else -1
+    for row in forced:
+        offered[row], costs[row] = False, np.nan
+        offered[row, column], costs[row, column] = True, wire_bytes(offers.layers[row], exact)
+        reference[row] = column
     return dataclasses.replace(offers, offered=offered, costs=costs, reference=tuple(reference))

@@ -40,8 +40,8 @@ LowRank make_lowrank(const Choice& choice, const std::vector<int64_t>& shape) {
   made.cols = 1;
   for (size_t i = 1; i < shape.size(); ++i) made.cols *= shape[i];
   const std::string& iterate = choice.text_of("iterate");
-  require(iterate == "both" || iterate == "alternate", "iterate must be both or alternate, got '", iterate,
-          "'");
+  require(iterate == "both" || iterate == "alternate", "iterate must be both or alternate, got '",
+          iterate, "'");
   made.alternate = iterate == "alternate";
   const std::string &factors = choice.text_of("factors"), &q = choice.text_of("q");
   made.p = coding_of(factors, made.rows);

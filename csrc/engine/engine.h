@@ -54,8 +54,8 @@ class Engine {
 
   /// A plan will be set that is in force from `step` on; that step waits for it.
   void promise_plan(uint64_t step);
-  /// Puts `choices` (one a layer) in force from `step` on, or keeps what is in force where there are none.
-  /// Steps that have begun are not affected. Throws ValueError where a choice is not allowed.
+  /// Puts `choices` (one a layer) in force from `step` on, or keeps what is in force where there are
+  /// none. Steps that have begun are not affected. Throws ValueError where a choice is not allowed.
   void set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices);
   /// Forgets all plans and promises; `choices` are in force from the first step on. Before load().
   void replace_plans(const std::vector<codecs::Choice>& choices);

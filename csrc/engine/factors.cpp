@@ -77,7 +77,8 @@ void Factors::multiply(Work& work, bool transposed) {
   const Side &from = transposed ? work.p : work.q, &to = transposed ? work.q : work.p;
   if (lowrank.rank <= kernels::kFusedRanks) {
     const auto product = transposed ? kernels::lowrank_project_transposed : kernels::lowrank_project;
-    product(work.matrix, lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, from), factor(value_, to));
+    product(work.matrix, lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, from),
+            factor(value_, to));
     return;
   }
   at::Tensor result = view(value_, to, lowrank.rank);
@@ -89,8 +90,8 @@ void Factors::project(int i, const uint8_t* bucket, DType dtype, const FactorSte
   Work& work = works_[i];
   const codecs::LowRank& lowrank = *work.planned->lowrank;
   const codecs::Feedback feedback = step.residuals.sender(*work.planned, step.scale);
-  work.matrix = matrix_in_residual_ ? static_cast<float*>(feedback.out)
-                                    : work.workspace.mutable_data_ptr<float>();
+  work.matrix =
+      matrix_in_residual_ ? static_cast<float*>(feedback.out) : work.workspace.mutable_data_ptr<float>();
   const bool q_now = lowrank.alternate && takes_part(Turn::kEven, step.committed_steps);
   work.exchanges_p = lowrank.alternate && !q_now;
   load_basis(work, q_now ? work.p : work.q, step);
@@ -103,7 +104,8 @@ void Factors::project(int i, const uint8_t* bucket, DType dtype, const FactorSte
     return;
   }
   work.nonzero =
-      kernels::lowrank_gather(gradient, dtype, lowrank.rows * lowrank.cols, feedback, work.matrix).nonzero;
+      kernels::lowrank_gather(gradient, dtype, lowrank.rows * lowrank.cols, feedback, work.matrix)
+          .nonzero;
   multiply(work, q_now);
 }
 
@@ -137,11 +139,10 @@ bool Factors::finish(int i, uint8_t* bucket, DType dtype, const FactorStep& step
   const auto ranks = static_cast<float>(plan_.world_size());
   for (int64_t j = 0; j < lowrank.rank * last.stride; ++j) own[j] = sent[j] - own[j] - ranks * lost[j];
   const codecs::Feedback feedback = residuals.sender(*work.planned, step.scale);
-  return kernels::lowrank_reconstruct(lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p),
-                                      factor(mean_, work.q), step.scale, gradient, dtype, work.matrix,
-                                      factor(work.exchanges_p ? error_ : mean_, work.p),
-                                      factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
-                                      feedback.dtype)
+  return kernels::lowrank_reconstruct(
+             lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p), factor(mean_, work.q),
+             step.scale, gradient, dtype, work.matrix, factor(work.exchanges_p ? error_ : mean_, work.p),
+             factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out, feedback.dtype)
       .nonfinite;
 }
 

@@ -72,13 +72,15 @@ class Factors {
     int64_t bucket_offset = 0;
     Side p, q;
     float* matrix = nullptr;
-    at::Tensor workspace;      ///< of the matrix, where the residual's memory cannot hold it
+    at::Tensor workspace;        ///< of the matrix, where the residual's memory cannot hold it
     at::Tensor matrix_views[2];  ///< of the places where it was, for BLAS
     bool nonzero = false;
     bool exchanges_p = false;  ///< in this step, as the last factor
   };
 
-  kernels::Factor factor(float* memory, const Side& side) const { return {memory + side.offset, side.stride}; }
+  kernels::Factor factor(float* memory, const Side& side) const {
+    return {memory + side.offset, side.stride};
+  }
   const Side& last_exchanged(const Work& work) const { return work.exchanges_p ? work.p : work.q; }
   void load_basis(Work& work, const Side& side, const FactorStep& step);
   void multiply(Work& work, bool transposed);

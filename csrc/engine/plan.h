@@ -54,10 +54,11 @@ struct Part {
 };
 
 struct PlannedLayer {
-  std::vector<Part> parts;                   ///< the gradient, or P and Q in this order
-  std::optional<codecs::LowRank> lowrank;    ///< where the parts are factors
-  int64_t residual_offset = -1;              ///< of the whole layer in the sender's arena; -1: lossless
-  int64_t warm_p_offset = -1, warm_q_offset = -1;  ///< of the factors in the warm-start arena; -1: not kept
+  std::vector<Part> parts;                 ///< the gradient, or P and Q in this order
+  std::optional<codecs::LowRank> lowrank;  ///< where the parts are factors
+  int64_t residual_offset = -1;            ///< of the whole layer in the sender's arena; -1: lossless
+  int64_t warm_p_offset = -1,
+          warm_q_offset = -1;  ///< of the factors in the warm-start arena; -1: not kept
 };
 
 class Plan {

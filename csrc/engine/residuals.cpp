@@ -91,7 +91,8 @@ at::Tensor Residuals::of_factor(const Plan& plan, int32_t layer, int side) const
 void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank) {
   for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
     for (const int side : {0, 1}) {
-      const at::Tensor mine = of_factor(plan, layer, side), others = old.of_factor(old_plan, layer, side);
+      const at::Tensor mine = of_factor(plan, layer, side),
+                       others = old.of_factor(old_plan, layer, side);
       if (!mine.defined() || !others.defined()) continue;
       const int64_t columns = std::min(mine.size(0), others.size(0));
       mine.narrow(0, 0, columns).copy_(others.narrow(0, 0, columns));

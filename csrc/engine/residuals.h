@@ -41,7 +41,9 @@ class Residuals {
   }
 
   /// A low-rank layer's last factor, the same on every rank: what is committed, and the step's shadow.
-  const float* warm(int64_t offset) const { return warm_.half[committed_].const_data_ptr<float>() + offset; }
+  const float* warm(int64_t offset) const {
+    return warm_.half[committed_].const_data_ptr<float>() + offset;
+  }
   float* warm_shadow(int64_t offset) const {
     return warm_.half[committed_ ^ 1].mutable_data_ptr<float>() + offset;
   }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
 from lgreco.measurement import Gradients, Meter, Row
+from lgreco.peers import Peers
 from lgreco.plan import Plan
 from lgreco.plan_log import PlanLog
 from lgreco.plan_port import PlanPort
@@ -51,7 +52,7 @@ class Controller:
         offers: what the solver may choose.
         settings: the solver's.
         engine: anything with watch, next_snapshot, promise_plan and set_plan.
-        group: reaches the CPU, and nobody else uses it.
+        peers: talked to by nobody else.
         log: takes note of what happens.
         seed: of all draws.
         warmup_steps: dense steps before any plan.
@@ -62,7 +63,7 @@ class Controller:
         offers: Offers,
         settings: SolverConfig,
         engine: Any,
-        group: dist.ProcessGroup,
+        peers: Peers,
         log: PlanLog,
         *,
         seed: int,
@@ -70,13 +71,12 @@ class Controller:
     ) -> None:
         self._offers = offers
         self._settings = settings
-        self._group = group
-        self._world_size = dist.get_world_size(group)
+        self._peers = peers
         self._log = log
         self._warmup_steps = warmup_steps
         self._port = PlanPort(engine)
-        self._meter = Meter(offers, group, seed)
-        self._planner = Planner(offers, settings, self._world_size)
+        self._meter = Meter(offers, peers, seed)
+        self._planner = Planner(offers, settings, peers.world_size)
         numels = [layer.numel for layer in offers.layers]
         self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
@@ -116,11 +116,9 @@ class Controller:
         if not self._thread.is_alive():
             close_engine()
         else:
-            in_time = self.wait(steps, _PATIENCE_S)
+            self.wait(steps, _PATIENCE_S)
             close_engine()
-            if not in_time:
-                self._group.abort()
-            self._thread.join()
+            self._thread.join(_PATIENCE_S)  # one that waits for a stalled peer ends with the process
         self._log.close()
 
     def state(self) -> dict[str, Any]:
@@ -205,11 +203,14 @@ class Controller:
         return table
 
     def _run(self) -> None:
+        failure = None
         try:
             while (gradients := self._port.next_gradients()) is not None:
                 self._take(gradients)
         except Exception as error:
-            self._fail(error)
+            failure, trace = error.with_traceback(None), traceback.format_exc()  # frames would hold the group
+        if failure is not None:
+            self._fail(failure, trace)
             while self._port.next_gradients() is not None:
                 pass  # what was asked for before
 
@@ -262,20 +263,19 @@ class Controller:
         """
         digest = hashlib.sha256(np.array(columns, dtype=np.int64).tobytes()).digest()
         mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
-        everyone = [torch.empty_like(mine) for _ in range(self._world_size)]
-        dist.all_gather(everyone, mine, group=self._group)
+        everyone = self._peers.gather(mine)
         others = [rank for rank, theirs in enumerate(everyone) if not torch.equal(theirs, everyone[0])]
         if others:
             raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
 
-    def _fail(self, error: Exception) -> None:
-        """Lets training go on with the present plan, on every rank: the group's end tells the others."""
+    def _fail(self, error: Exception, trace: str) -> None:
+        """Lets training go on with the present plan, on every rank: that this one leaves tells the others."""
         with self._progress:
             self._failure = error
             self._progress.notify_all()
-        self._group.abort()
+        self._peers.leave()
         self._port.release()
-        self._log.failed(error)
+        self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
 
 

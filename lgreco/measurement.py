@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 
 from lgreco import _C, sketch
 from lgreco.candidates import Offers, matrix_of
 from lgreco.choice import Choice, Dense, LowRank, Quantize
+from lgreco.peers import Peers
 from lgreco.sampling import Sample, deal, sample_of
 
 Array = npt.NDArray[np.float64]
@@ -64,12 +64,12 @@ class Row:
 
 
 class Meter:
-    """Measures layers over a process group of its own, which must reach the CPU; calls are collective."""
+    """Measures layers together with its peers; calls are collective."""
 
-    def __init__(self, offers: Offers, group: dist.ProcessGroup, seed: int) -> None:
+    def __init__(self, offers: Offers, peers: Peers, seed: int) -> None:
         self._offers = offers
-        self._group = group
-        self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._peers = peers
+        self._rank, self._world_size = peers.rank, peers.world_size
         self._seed = seed
 
     def measure(self, gradients: Gradients) -> dict[int, Row]:
@@ -84,14 +84,13 @@ class Meter:
             delivered = samples[i].take(gradients.delivered[i]).double().numpy()
             found[i] = self._judge(rows[i], samples[i], meeting, delivered, spectra.get(i), gradients.step)
         total = torch.from_numpy(found)
-        dist.all_reduce(total, group=self._group)  # every row is zero but on one rank: sums are exact
+        self._peers.sum(total)  # every row is zero but on one rank: sums are exact
         return {row: Row(found[i, :-2].copy(), float(found[i, -2]), float(found[i, -1])) for i, row in enumerate(rows)}
 
     def _meet(self, gradients: Gradients, samples: Sequence[Sample], owners: Sequence[int]) -> dict[int, _Meeting]:
         """Sends every sample to the rank that owns its layer; what this rank owns, by position in `rows`."""
         owed = torch.tensor([[part[0], part[1].numel()] if part else [0, 0] for part in gradients.owed])
-        all_owed = [torch.empty_like(owed) for _ in range(self._world_size)]
-        dist.all_gather(all_owed, owed, group=self._group)
+        all_owed = self._peers.gather(owed)
         lists = range(len(samples))
         overlap = [[_overlap(samples[i], int(ranges[i, 0]), int(ranges[i, 1])) for i in lists] for ranges in all_owed]
         sizes = [[samples[i].numel + _length(overlap[rank][i]) for i in lists] for rank in range(self._world_size)]
@@ -108,10 +107,8 @@ class Meter:
         ]
         receive_sizes = [sum(sizes[rank][i] for i in mine) for rank in range(self._world_size)]
         outbox = torch.cat([part.float() for part in send]) if send else torch.empty(0, dtype=torch.float32)
-        inbox = torch.empty(sum(receive_sizes), dtype=torch.float32)
-        dist.all_to_all_single(inbox, outbox, receive_sizes, send_sizes, group=self._group)
         meetings = {i: _Meeting([], None) for i in mine}
-        for rank, received in enumerate(inbox.split(receive_sizes)):
+        for rank, received in enumerate(self._peers.exchange(outbox, send_sizes, receive_sizes)):
             for i, part in zip(mine, received.split([sizes[rank][i] for i in mine]), strict=True):
                 meetings[i].add(part, samples[i].numel, overlap[rank][i])
         return meetings
@@ -134,26 +131,18 @@ class Meter:
             rows, cols = matrix_of(self._offers.layers[row])
             matrices[i] = gradients.values[i].view(rows, cols)
             sketches[i] = sketch.omega(rows, cols, ranks[i], self._seed, gradients.step, row)
-        y = self._mean([matrices[i] @ sketches[i] for i in wanted])
+        y = self._peers.mean([matrices[i] @ sketches[i] for i in wanted])
         u = [sketch.range_of(each) for each in y]
-        b = self._mean([matrices[i].T @ each for i, each in zip(wanted, u, strict=True)])
+        b = self._peers.mean([matrices[i].T @ each for i, each in zip(wanted, u, strict=True)])
         v = [sketch.range_of(each) for each in b]
         own = [matrices[i] @ each for i, each in zip(wanted, v, strict=True)]
         energies = torch.stack([each.square().sum() for each in own])
-        *c, energy = self._mean([*own, energies])
+        *c, energy = self._peers.mean([*own, energies])
         return {
             i: (sketch.spectrum_of(c[j], v[j], float(energy[j]), samples[i], meetings[i].mean), c[j], v[j])
             for j, i in enumerate(wanted)
             if owners[i] == self._rank and bool(torch.isfinite(c[j]).all())
         }
-
-    def _mean(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Means over ranks, in one message."""
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat, group=self._group)
-        flat /= self._world_size
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _largest_rank(self, row: int) -> int:
         offered = np.flatnonzero(self._offers.offered[row])

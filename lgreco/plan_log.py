@@ -77,9 +77,9 @@ class PlanLog:
         """The run goes on after `step` steps."""
         self._recorder.resume(step)
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, trace: str) -> None:
         """Notes why there are no more plans."""
-        self._recorder.note(self._step, f"the solver has stopped: {error}")
+        self._recorder.note(self._step, f"the solver has stopped: {trace}")
 
     def close(self) -> None:
         """Writes what waits."""

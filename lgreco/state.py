@@ -21,6 +21,7 @@ from lgreco.choice import Choice
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.layer import LayerInfo, layer_of
+from lgreco.peers import Peers
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
 from lgreco.replay import Replay
@@ -238,7 +239,7 @@ class State:
             offers,
             solver,
             self._engine,
-            make_cpu_group(group, "lgreco-tables"),
+            Peers(make_cpu_group(group, "lgreco-tables")),
             PlanLog(self.config, solver, offers, self.rank, self.world_size),
             seed=self.config.seed,
             warmup_steps=self.config.warmup_steps,

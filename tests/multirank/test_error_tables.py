@@ -16,6 +16,7 @@ from lgreco.candidates import Offers, make_offers
 from lgreco.choice import Choice, Quantize, parse
 from lgreco.layer import LayerInfo
 from lgreco.measurement import Gradients, Meter, Row
+from lgreco.peers import Peers
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.solver_config import SolverConfig
 
@@ -42,7 +43,7 @@ def measured(offers: Offers, values: Sequence[torch.Tensor], step: int = 3) -> d
         delivered.append((mean / dist.get_world_size()).float().flatten())
     flat = [value.flatten() for value in values]
     nothing = [None] * len(values)
-    meter = Meter(offers, dist.new_group(backend="gloo"), seed=5)
+    meter = Meter(offers, Peers(dist.new_group(backend="gloo")), seed=5)
     return meter.measure(Gradients(step, range(len(values)), flat, delivered, nothing))
 
 
@@ -187,7 +188,7 @@ def _owed(rank: int, world_size: int) -> Any:
     dist.all_reduce(mean)
     mean /= world_size
     mean[3200:] += rest
-    meter = Meter(offers, dist.new_group(backend="gloo"), seed=5)
+    meter = Meter(offers, Peers(dist.new_group(backend="gloo")), seed=5)
     row = meter.measure(Gradients(0, [0], [value], [mean], owed))[0]
     return row.realised, errors_of(offers, row)["quantize(bits=8, block=64)"] / row.squared_norm
 

@@ -30,8 +30,9 @@ Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
   if (options.world_size > 1) exchange_ = make_exchange(exchange, parameters_, plan_of_step(0));
 }
 
-std::shared_ptr<const Plan> Engine::compile(const std::vector<codecs::Choice>& choices) const {
-  return std::make_shared<const Plan>(warmup_plan_->layers(), choices, options_.world_size);
+std::shared_ptr<const Plan> Engine::compile(const std::vector<codecs::Choice>& choices,
+                                            const Plan* before) const {
+  return std::make_shared<const Plan>(warmup_plan_->layers(), choices, options_.world_size, before);
 }
 
 void Engine::promise_plan(uint64_t step) {
@@ -40,15 +41,19 @@ void Engine::promise_plan(uint64_t step) {
 }
 
 void Engine::set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices) {
-  std::shared_ptr<const Plan> plan = choices ? compile(*choices) : nullptr;
+  std::shared_ptr<const Plan> before;
   {
     const std::lock_guard lock(plans_mutex_);
-    const auto next = plans_.lower_bound(step);
-    const bool first = next == plans_.begin();
-    const std::shared_ptr<const Plan> before = first ? nullptr : std::prev(next)->second;
-    if (!plan || (before && before->fingerprint() == plan->fingerprint())) {
-      if (!first) plans_.erase(step);  // the one before it stays in force
-    } else {
+    for (const auto& [first, plan] : plans_) {
+      if (first < step && plan) before = plan;
+    }
+  }
+  std::shared_ptr<const Plan> plan = choices ? compile(*choices, before.get()) : nullptr;
+  {
+    const std::lock_guard lock(plans_mutex_);
+    if (before && (!plan || before->fingerprint() == plan->fingerprint())) {
+      plans_.erase(step);  // the one before it stays in force
+    } else if (plan) {
       plans_[step] = std::move(plan);
     }
   }
@@ -56,7 +61,7 @@ void Engine::set_plan(uint64_t step, const std::optional<std::vector<codecs::Cho
 }
 
 void Engine::replace_plans(const std::vector<codecs::Choice>& choices) {
-  std::shared_ptr<const Plan> plan = compile(choices);
+  std::shared_ptr<const Plan> plan = compile(choices, nullptr);
   const std::lock_guard lock(plans_mutex_);
   plans_.clear();
   plans_[0] = std::move(plan);

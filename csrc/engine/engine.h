@@ -76,7 +76,8 @@ class Engine {
 
  private:
   void layers_of(c10d::GradBucket& bucket);
-  std::shared_ptr<const Plan> compile(const std::vector<codecs::Choice>& choices) const;
+  std::shared_ptr<const Plan> compile(const std::vector<codecs::Choice>& choices,
+                                      const Plan* before) const;
   std::shared_ptr<const Plan> plan_of_step(uint64_t step);
   void load_layer(const Plan& plan, int32_t layer, const LayerResidual& part);
 

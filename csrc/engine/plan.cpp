@@ -26,7 +26,8 @@ void mix(uint64_t& hash, const std::string& text) {
 
 }  // namespace
 
-Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size)
+Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
+           const Plan* before)
     : layers_(std::move(layers)),
       world_size_(world_size),
       owner_load_bytes_(world_size, 0),
@@ -42,7 +43,8 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
     if (choices[i].codec == "lowrank") {
       compile_lowrank(static_cast<int32_t>(i), choices[i]);
     } else {
-      compile_layer(static_cast<int32_t>(i), choices[i]);
+      const bool carries = before != nullptr && before->planned()[i].residual_offset >= 0;
+      compile_layer(static_cast<int32_t>(i), choices[i], carries);
     }
     mix(fingerprint_, layers_[i].name);
     mix(fingerprint_,
@@ -57,11 +59,11 @@ const codecs::Codec* Plan::codec_for(const codecs::Choice& choice) {
   return codec.get();
 }
 
-void Plan::compile_layer(int32_t layer, const codecs::Choice& choice) {
+void Plan::compile_layer(int32_t layer, const codecs::Choice& choice, bool carries_residual) {
   const LayerSpec& spec = layers_[layer];
   PlannedLayer& planned = planned_[layer];
   planned.parts.push_back({.codec = codec_for(choice), .numel = spec.numel});
-  if (!planned.parts[0].codec->lossless(spec.dtype)) {
+  if (carries_residual || !planned.parts[0].codec->lossless(spec.dtype)) {
     planned.residual_offset = residual_numel_;
     residual_numel_ += round_up(spec.numel, 16);
   }

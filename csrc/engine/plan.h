@@ -63,8 +63,11 @@ struct PlannedLayer {
 
 class Plan {
  public:
-  /// Compiles `choices` (one a layer). Throws ValueError where a choice is not allowed.
-  Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size);
+  /// Compiles `choices` (one a layer). Throws ValueError where a choice is not allowed. `before`: the
+  /// plan that this one follows; what its layers left out finds a place here, also where nothing is left
+  /// out any more.
+  Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
+       const Plan* before = nullptr);
 
   const std::vector<LayerSpec>& layers() const { return layers_; }
   const std::vector<PlannedLayer>& planned() const { return planned_; }
@@ -86,7 +89,7 @@ class Plan {
 
  private:
   const codecs::Codec* codec_for(const codecs::Choice& choice);
-  void compile_layer(int32_t layer, const codecs::Choice& choice);
+  void compile_layer(int32_t layer, const codecs::Choice& choice, bool carries_residual);
   void compile_lowrank(int32_t layer, const codecs::Choice& choice);
   void deal_tiles(int32_t layer, uint8_t part);
   void add_tiles(int32_t layer, uint8_t part, int owner, int64_t begin, int64_t end);

@@ -13,16 +13,17 @@ namespace lgreco::kernels {
 /// Sums over a column: element i goes to lane i % 16, lanes add up chunk by chunk (a chunk's sums first,
 /// then chunk after chunk), and sum_lanes() adds the lanes.
 inline constexpr int kSumLanes = 16;
-inline constexpr int kSumChunk = 512;
+inline constexpr int kSumChunk = 128;
 
 /// Orthonormalisation works on panels of columns, each against blocks of the columns before it.
 inline constexpr int kPanelColumns = 8;
-inline constexpr int kBlockColumns = 64;
+inline constexpr int kBlockColumns = 32;
 
-/// A column is dependent on those before it where less than this share of its norm is left. Above it,
-/// two passes leave orthogonality to rounding (Giraud et al. 2005, "twice is enough").
+/// A column is dependent on those before it where less than this share of its norm is left of it. Above
+/// that, taking out twice what lies along the others leaves orthogonality to rounding (Giraud et al.
+/// 2005, "twice is enough").
 inline constexpr float kIndependentShare = 0x1p-18F;
-/// In the second pass hardly anything may be left to subtract.
+/// The second time hardly anything may be left to take out.
 inline constexpr float kSecondShare = 0.5F;
 
 /// Halves, quarters, ... of the lanes: 8 + 8, 4 + 4, 2 + 2, 1 + 1.

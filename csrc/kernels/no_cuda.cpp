@@ -1,6 +1,7 @@
 // Stands in for the CUDA kernels in a build without CUDA: every launch throws.
 #include "core/error.h"
 #include "kernels/batch.h"
+#include "kernels/lowrank_cuda.h"
 
 namespace lgreco::kernels {
 namespace {
@@ -44,6 +45,17 @@ void batch_dense_reduce(DType, const Batch&, const BatchPayloads&, float, const 
 }
 void batch_dense_decode(DType, const Batch&, const uint8_t*, void*, DType, const BatchFeedback&,
                         DeviceTransaction*, CudaStream) {
+  refuse();
+}
+
+void lowrank_batch_gather(const LowRankBatch&, const void*, DType, const BatchFeedback&,
+                          DeviceTransaction*, float*, uint8_t*, CudaStream) {
+  refuse();
+}
+void lowrank_batch_orthonormalise(const LowRankFactor*, uint32_t, float*, CudaStream) { refuse(); }
+void lowrank_batch_seed(const LowRankFactor*, uint32_t, uint64_t, float*, CudaStream) { refuse(); }
+void lowrank_batch_reconstruct(const LowRankBatch&, const float*, float, const float*, const uint8_t*,
+                               void*, DType, const BatchFeedback&, DeviceTransaction*, CudaStream) {
   refuse();
 }
 

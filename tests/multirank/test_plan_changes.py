@@ -81,6 +81,7 @@ def _nothing_is_lost(rank: int, world_size: int, before: str, after: str) -> Non
     ddp = make()
     state = lgreco.attach(ddp, everything(before))
     train(ddp, rank, range(3))
+    ddp.zero_grad()
     pending = _pending(state)
     state._engine.set_plan(3, _choices(state, after))
     x = batch_of(rank, 3)
@@ -144,6 +145,7 @@ def _watched(rank: int, world_size: int, choice: str, scale: float) -> None:
     engine.watch(2, [names.index("wide.weight")])
     scaled = _Scaled(ddp, scale)
     train(scaled, rank, range(2))
+    ddp.zero_grad()
     residual = {name: part["sender"] for name, part in state.state_dict()["residuals"].items()}
     gradients = local_gradients(ddp, batch_of(rank, 2))
     loss = loss_of(ddp, batch_of(rank, 2)) * scale
@@ -187,6 +189,7 @@ def _watched_bad_step(rank: int, world_size: int) -> list[str]:
     engine = state._engine
     engine.watch(1, [0])
     train(ddp, rank, range(1))
+    ddp.zero_grad()
     before = state_digest(state)
     (loss_of(ddp, batch_of(rank, 1)) * (float("inf") if rank == 1 else 1.0)).backward()
     ddp.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,11 +15,8 @@ from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK
 from lgreco.config import Config
 from lgreco.family import in_order, scale_of, strength
 from lgreco.layer import ELEMENT_BYTES, LayerInfo
-from lgreco.plan import Plan, PlannedLayer
+from lgreco.plan import Plan, PlannedLayer, matrix_shape, wire_bytes
 from lgreco.solver_config import Rule, SolverConfig
-
-WireBytes = Callable[[LayerInfo, Choice], float]
-"""Bytes that one rank sends for a layer in a step."""
 
 _RANK_STEPS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0)
 _BITS = (2, 3, 4, 6, 8)
@@ -108,9 +106,7 @@ def is_free(config: Config, layer: LayerInfo) -> bool:
     return not matched and len(layer.shape) > 1 and layer.numel >= config.min_numel
 
 
-def make_offers(
-    settings: SolverConfig, plan: Plan, free: Sequence[bool], wire_bytes: WireBytes, world_size: int, residual: str
-) -> Offers:
+def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_size: int, residual: str) -> Offers:
     """Which layer is offered which choice.
 
     A layer that is not free has the choice that `plan` gives it and no other. A free layer is offered each candidate
@@ -121,13 +117,13 @@ def make_offers(
         settings: the solver's.
         plan: the plan resolved from the config's patterns.
         free: whether the solver decides, for each layer.
-        wire_bytes: prices a choice.
         world_size: ranks.
         residual: type in which residuals are kept, or off.
 
     Raises:
         ValueError: for a limit's pattern that matches no layer, or a memory ceiling that cannot be kept.
     """
+    price = _prices(world_size)
     layers = tuple(planned.layer for planned in plan.planned)
     _check_patterns(settings, layers)
     candidates = settings.candidates or default_candidates(settings.reference, settings.families)
@@ -140,39 +136,43 @@ def make_offers(
     for row, (layer, loose) in enumerate(zip(layers, free, strict=True)):
         choices = [plan[layer.name]]
         if loose:
-            dense_bytes = wire_bytes(layer, own[row])
+            dense_bytes = price(layer, own[row])
             choices = [
                 choice
                 for choice in columns
                 if choice in wanted
                 and applies(choice, layer)
                 and _within_limits(choice, layer, settings)
-                and (choice == own[row] or wire_bytes(layer, choice) < dense_bytes)
+                and (choice == own[row] or price(layer, choice) < dense_bytes)
             ] or [own[row]]
         for choice in choices:
             offered[row, columns.index(choice)] = True
-            costs[row, columns.index(choice)] = wire_bytes(layer, choice)
+            costs[row, columns.index(choice)] = price(layer, choice)
     made = Offers(layers, tuple(columns), offered, costs, (), np.array(free, dtype=bool))
     made = dataclasses.replace(made, reference=_reference_plan(made, settings.reference, own))
-    return made if settings.memory is None else _fit_memory(made, settings.memory, world_size, residual, wire_bytes)
+    return made if settings.memory is None else _fit_memory(made, settings.memory, world_size, residual)
 
 
 def applies(choice: Choice, layer: LayerInfo) -> bool:
     """Whether a codec can take the layer at all."""
     if not isinstance(choice, LowRank):
         return True
-    return len(layer.shape) >= 2 and layer.numel > 0 and choice.rank <= min(matrix_of(layer))
-
-
-def matrix_of(layer: LayerInfo) -> tuple[int, int]:
-    """Rows and columns of the layer as a matrix: its first dimension and the product of the others."""
-    rows = layer.shape[0]
-    return rows, layer.numel // rows
+    return len(layer.shape) >= 2 and layer.numel > 0 and choice.rank <= min(matrix_shape(layer.shape))
 
 
 def is_exact(choice: Choice, layer: LayerInfo) -> bool:
     """Whether an exchange under the choice delivers the average to the last bit, so that no residual is kept."""
     return layer.numel == 0 or (choice == Dense("fp32") and layer.dtype == "fp32")
+
+
+def _prices(world_size: int) -> Callable[[LayerInfo, Choice], float]:
+    """Bytes that one rank sends for a layer in a step; layers of one shape cost the same."""
+
+    @functools.cache
+    def price(shape: tuple[int, ...], dtype: str, choice: Choice) -> float:
+        return wire_bytes(LayerInfo("", shape, dtype), choice, world_size)
+
+    return lambda layer, choice: price(layer.shape, layer.dtype, choice)
 
 
 def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> bool:
@@ -208,20 +208,21 @@ def _reference_plan(offers: Offers, reference: Choice, own: Sequence[Choice]) ->
     return tuple(columns)
 
 
-def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str, wire_bytes: WireBytes) -> Offers:
+def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str) -> Offers:
     """Keeps free layers exact, those first where that costs the fewest bytes a parameter, until residuals fit.
 
     Both halves of the sender's arena and of the owner's part count. Only fp32 layers can be sent without residual.
     """
     if residual == "off":
         return offers
+    price = _prices(world_size)
     each = 2 * ELEMENT_BYTES[residual] * (1 + 1 / world_size)  # bytes a parameter
     allowed = ceiling * sum(layer.numel for layer in offers.layers)
     lossy = set(offers.measurable())
     held = each * sum(offers.layers[row].numel for row in lossy)
     exact = Dense("fp32")
     able = [row for row in lossy if offers.free[row] and is_exact(exact, offers.layers[row])]
-    extra = {row: wire_bytes(offers.layers[row], exact) - offers.costs[row, offers.reference[row]] for row in able}
+    extra = {row: price(offers.layers[row], exact) - offers.costs[row, offers.reference[row]] for row in able}
     forced: list[int] = []
     for row in sorted(able, key=lambda row: (extra[row] / offers.layers[row].numel, row)):
         if held > allowed:
@@ -240,6 +241,6 @@ def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str, 
     column = offers.choices.index(exact) if forced else -1
     for row in forced:
         offered[row], costs[row] = False, np.nan
-        offered[row, column], costs[row, column] = True, wire_bytes(offers.layers[row], exact)
+        offered[row, column], costs[row, column] = True, price(offers.layers[row], exact)
         reference[row] = column
     return dataclasses.replace(offers, offered=offered, costs=costs, reference=tuple(reference))

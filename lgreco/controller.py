@@ -124,12 +124,12 @@ class Controller:
     def state(self) -> dict[str, Any]:
         """Plain containers, the same on every rank; call `wait` before."""
         with self._progress:
-            table = self._table
+            table, failed = self._table, self._failure is not None  # then ranks may know different things
             return {
                 **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
-                "planner": self._planner.state(),
-                "table": None if table is None else _pack(table),
+                "planner": None if failed else self._planner.state(),
+                "table": None if failed or table is None else _pack(table),
             }
 
     def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
@@ -148,7 +148,8 @@ class Controller:
             self._table = None
             if state is not None:
                 self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
-                self._planner.load(state["planner"])
+                if state["planner"] is not None:
+                    self._planner.load(state["planner"])
         first, *later = self._plans
         self._port.replace(self._choices(first[1]))
         for step, columns in later:

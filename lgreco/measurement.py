@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 
 from lgreco import _C, sketch
-from lgreco.candidates import Offers, matrix_of
+from lgreco.candidates import Offers
 from lgreco.choice import Choice, Dense, LowRank, Quantize
 from lgreco.peers import Peers
+from lgreco.plan import matrix_shape
 from lgreco.sampling import Sample, deal, sample_of
 
 Array = npt.NDArray[np.float64]
@@ -128,7 +129,7 @@ class Meter:
         matrices, sketches = {}, {}
         for i in wanted:
             row = gradients.rows[i]
-            rows, cols = matrix_of(self._offers.layers[row])
+            rows, cols = matrix_shape(self._offers.layers[row].shape)
             matrices[i] = gradients.values[i].view(rows, cols)
             sketches[i] = sketch.omega(rows, cols, ranks[i], self._seed, gradients.step, row)
         y = self._peers.mean([matrices[i] @ sketches[i] for i in wanted])

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from lgreco import _C, checkpoint
 from lgreco.agreement import agree, make_cpu_group, timeout_of
 from lgreco.candidates import Offers, is_free, make_offers
-from lgreco.choice import Choice
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.layer import LayerInfo, layer_of
@@ -224,10 +223,7 @@ class State:
         if solver is None or self.world_size == 1:
             return None
         free = [is_free(self.config, layer) for layer in self._layers]
-        return make_offers(solver, plan, free, self._wire_bytes, self.world_size, self.config.residual)
-
-    def _wire_bytes(self, layer: LayerInfo, choice: Choice) -> float:
-        return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), self.world_size)
+        return make_offers(solver, plan, free, self.world_size, self.config.residual)
 
     def _make_controller(self, offers: Offers) -> Controller | Replay:
         solver, group = self.config.solver, self._group

@@ -115,11 +115,41 @@ def test_a_run_resumed_in_the_middle_of_an_interval_continues_bit_for_bit(gather
     assert run(2, _stopped, settings, [1, 9, 11, 12, 17], gathered) == straight
 
 
-class _Stale(Net):
-    """The odd layer gets no gradient."""
+def _gathered(rank: int, world_size: int) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, config(alpha=0.7))
+    train(ddp, rank, range(10))
+    return state.gather()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + 0 * self.odd.weight.sum()
+
+def _elsewhere(rank: int, world_size: int, saved: Any, settings: dict[str, Any]) -> Any:
+    ddp = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = lgreco.attach(ddp, settings)
+        state.load_state_dict(saved)
+        loaded = choices(state)
+        train(ddp, rank, range(10, 22))
+        state.state_dict()
+    assert state._controller is None or state._controller.failure is None
+    final = choices(state)
+    state.close()
+    return loaded, final, digest(ddp.parameters()), [str(each.message) for each in caught]
+
+
+def test_plans_go_along_to_another_world_size_or_config() -> None:
+    saved = run(3, _gathered)[0]
+    loaded, *_, said = same_on_all_ranks(run(2, _elsewhere, saved, config(alpha=0.7)))
+    assert loaded == {
+        name: saved["solver"]["choices"][column]
+        for name, column in zip(saved["solver"]["layers"], saved["solver"]["plans"][-1][1], strict=True)
+    }
+    assert not said
+    loaded, *_, said = same_on_all_ranks(run(2, _elsewhere, saved, config(interval=9)))
+    assert matrices(loaded) == {"lowrank(rank=4, factors=int8)"}
+    assert len(said) == 1
+    assert "the checkpoint's solver had other candidates, layers or steps" in said[0]
+    same_on_all_ranks(run(2, _elsewhere, saved, {}))  # without a solver it is left out
 
 
 def _frozen(rank: int, world_size: int) -> Any:

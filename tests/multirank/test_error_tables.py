@@ -13,7 +13,7 @@ from ranks import run
 
 from lgreco import _C
 from lgreco.candidates import Offers, make_offers
-from lgreco.choice import Choice, Quantize, parse
+from lgreco.choice import Quantize, parse
 from lgreco.layer import LayerInfo
 from lgreco.measurement import Gradients, Meter, Row
 from lgreco.peers import Peers
@@ -27,11 +27,7 @@ def offers_for(shapes: Sequence[tuple[int, ...]], world_size: int, candidates: S
     layers = [LayerInfo(f"layer{i}", shape, "fp32") for i, shape in enumerate(shapes)]
     settings = SolverConfig(candidates=list(candidates), reference=candidates[0])
     plan = Plan(PlannedLayer(layer, parse("dense"), "default") for layer in layers)
-
-    def wire_bytes(layer: LayerInfo, choice: Choice) -> float:
-        return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), world_size)
-
-    return make_offers(settings, plan, [True] * len(layers), wire_bytes, world_size, "fp32")
+    return make_offers(settings, plan, [True] * len(layers), world_size, "fp32")
 
 
 def measured(offers: Offers, values: Sequence[torch.Tensor], step: int = 3) -> dict[int, Row]:

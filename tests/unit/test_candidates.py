@@ -29,11 +29,8 @@ def offers_of(config: dict[str, Any] | None = None, layers: list[LayerInfo] = LA
     assert made.solver is not None
     plan = resolve(made, layers)
 
-    def wire_bytes(layer: LayerInfo, choice: Choice) -> float:
-        return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), 4)
-
     free = [is_free(made, layer) for layer in layers]
-    return make_offers(made.solver, plan, free, wire_bytes, 4, made.residual)
+    return make_offers(made.solver, plan, free, 4, made.residual)
 
 
 def offered(offers: Offers, name: str) -> list[Choice]:

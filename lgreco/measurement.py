@@ -72,6 +72,7 @@ class Meter:
         self._peers = peers
         self._rank, self._world_size = peers.rank, peers.world_size
         self._seed = seed
+        self._native = [choice.to_native() for choice in offers.choices]
 
     def measure(self, gradients: Gradients) -> dict[int, Row]:
         """Rows of the layers, by id."""
@@ -178,9 +179,8 @@ class Meter:
                     return np.full_like(judged, np.nan)
                 judged[column] = spectrum[0].error(choice.rank, coding.of(choice), self._world_size)
             else:
-                seed = self._seed + step
-                error = _C.simulate_choice(choice.to_native(), meeting.ranks, seed, meeting.owed)
-                judged[column] = error * sample.scale
+                native, seed = self._native[column], (self._seed + step) % 2**63
+                judged[column] = _C.simulate_choice(native, meeting.ranks, seed, meeting.owed) * sample.scale
         return judged
 
 

@@ -21,8 +21,9 @@ from lgreco.solver_config import SolverConfig
 _WORTH_A_SWAP = 1e-3
 """Share of its bytes that a new plan must save: swapping moves residuals and cuts warm starts."""
 
-_WORST_START = 2.0
-"""A warm-started iteration leaves at most this much of the best rank's error before it is taken for noise."""
+_USUAL_START, _WORST_START = 1.2, 2.0
+"""How much of the best rank's error a warm-started iteration leaves: at first sight (a byte-level GPT and a deep tanh
+network under AdamW: 1.2), and at most, before it is taken for noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +127,10 @@ class Planner:
     def _correction(self, row: int) -> Array:
         """float64 [C]: factors on the errors that a sketch has given."""
         known = self._corrections[row]
-        by_choice = [known if isinstance(choice, LowRank) else 1.0 for choice in self._offers.choices]
-        return np.ones(len(by_choice)) if np.isnan(known) else np.array(by_choice)
+        if np.isnan(known):  # as of the layers that have run under a rank
+            others = self._corrections[~np.isnan(self._corrections)]
+            known = others.mean() if len(others) else _USUAL_START
+        return np.array([known if isinstance(choice, LowRank) else 1.0 for choice in self._offers.choices])
 
     def _compare(
         self, rows: Mapping[int, Row], in_force: Sequence[int], broken: Sequence[int]

@@ -97,7 +97,8 @@ def test_the_plan_keeps_to_the_budget_and_is_cheaper_than_the_reference() -> Non
     assert decision.error == pytest.approx(35)
     assert decision.budget.error == pytest.approx(1.05 * 34.2)
     assert (decision.columns, decision.cost) == ((3, 2, 3), 40)
-    assert decision.predicted == pytest.approx({"layer0": 4.0, "layer1": 0.2, "layer2": 30.0})
+    assert decision.predicted == pytest.approx({"layer0": 1.2 * 4.0, "layer1": 1.2 * 0.2, "layer2": 1.2 * 30.0})
+    assert decision.realised == pytest.approx({"layer0": 4.0, "layer1": 0.2, "layer2": 30.0})
 
 
 def test_a_byte_budget_leaves_the_least_error() -> None:
@@ -159,7 +160,7 @@ def test_what_a_warm_start_loses_is_learnt_and_remembered() -> None:
     first = planner.decide(rows(realised=1.5), made.reference, made.reference, 0, 10)
     assert first.table.squared_errors[0, 3] == pytest.approx(6)
     assert first.table.squared_errors[0, 1] == pytest.approx(1)
-    assert first.predicted["layer0"] == pytest.approx(4)
+    assert first.predicted["layer0"] == pytest.approx(1.2 * 4)
     again = Planner(made, SolverConfig(), 4)
     again.load(planner.state())
     for each in (planner, again):
@@ -167,7 +168,7 @@ def test_what_a_warm_start_loses_is_learnt_and_remembered() -> None:
         assert second.predicted["layer0"] == pytest.approx(6)
         assert second.table.squared_errors[0, 3] == pytest.approx(4 * 1.75)
     warming = Planner(made, SolverConfig(), 4).decide(rows(realised=9), (-1, -1, -1), made.reference, 0, 10)
-    assert warming.table.squared_errors[0, 3] == pytest.approx(4)
+    assert warming.table.squared_errors[0, 3] == pytest.approx(1.2 * 4)
     assert warming.predicted == {}
 
 

@@ -60,6 +60,8 @@ class Snapshot:
     @property
     def delivered(self) -> list[torch.Tensor]: ...
     @property
+    def owed(self) -> list[tuple[int, torch.Tensor] | None]: ...
+    @property
     def dropped(self) -> bool: ...
 
 class Engine:
@@ -98,6 +100,12 @@ def solve(
     error_name: str,
     cost_name: str,
 ) -> tuple[npt.NDArray[np.int32], float, float, float, float]: ...
+def simulate_choice(
+    choice: Mapping[str, int | float | str],
+    values: Sequence[torch.Tensor],
+    seed: int,
+    owner: torch.Tensor | None = None,
+) -> float: ...
 
 # The kernels, bound for tests and benchmarks alone.
 def __getattr__(name: str) -> Any: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = states[0]
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
+        **({"solver": first["solver"]} if "solver" in first else {}),  # the same on every rank
         "ranks": [state["residuals"] for state in states],
     }
 
@@ -71,8 +72,18 @@ def check(state: Mapping[str, Any]) -> None:
         )
 
 
-def load(engine: Any, state: Mapping[str, Any], layers: Sequence[LayerInfo], rank: int, world_size: int) -> None:
-    """Puts a checked state into the engine; see `State.load_state_dict` for the rules."""
+def load(
+    engine: Any,
+    state: Mapping[str, Any],
+    layers: Sequence[LayerInfo],
+    rank: int,
+    world_size: int,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Puts a checked state into the engine; see `State.load_state_dict` for the rules.
+
+    `before` is called when nothing can be refused any more and nothing has changed yet.
+    """
     expected = {layer.name: list(layer.shape) for layer in layers}
     if dict(state["shapes"]) != expected:
         raise ValueError(f"the checkpoint is of another model: {_difference(state['shapes'], expected)}")
@@ -83,6 +94,7 @@ def load(engine: Any, state: Mapping[str, Any], layers: Sequence[LayerInfo], ran
         )
         for name, part in residuals.items()
     ]
+    before()
     engine.load(state["steps"], parts)
 
 

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/choice_from.h"
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
@@ -22,18 +23,10 @@ namespace py = pybind11;
 using engine::Engine;
 using transports::Faults;
 
-codecs::Choice choice_from(const py::dict& fields) {
-  codecs::Choice choice;
-  for (const auto& [key, value] : fields) {
-    const auto name = py::cast<std::string>(key);
-    const auto text = py::cast<std::string>(py::str(value));
-    if (name == "codec") {
-      choice.codec = text;
-    } else {
-      choice.parameters[name] = text;
-    }
-  }
-  return choice;
+std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
+  std::vector<codecs::Choice> choices;
+  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
+  return choices;
 }
 
 std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
@@ -107,6 +100,15 @@ std::shared_ptr<Engine> make_engine(
   const py::gil_scoped_release release;
   return {new Engine(options, std::move(layers), parameters, native, std::move(scale), make_exchange),
           destroy};
+}
+
+/// By watched layer: (offset, owner's residual from there on), or none.
+std::vector<std::optional<std::pair<int64_t, at::Tensor>>> owed_of(const engine::Snapshot& snapshot) {
+  std::vector<std::optional<std::pair<int64_t, at::Tensor>>> owed(snapshot.owed.size());
+  for (size_t i = 0; i < owed.size(); ++i) {
+    if (snapshot.owed[i].defined()) owed[i].emplace(snapshot.owed_offsets[i], snapshot.owed[i]);
+  }
+  return owed;
 }
 
 /// A tensor that may be undefined, as Python sees it.
@@ -183,6 +185,7 @@ void bind_engine(py::module_& module) {
       .def_readonly("layers", &Snapshot::layers)
       .def_readonly("values", &Snapshot::values)
       .def_readonly("delivered", &Snapshot::delivered)
+      .def_property_readonly("owed", &owed_of)
       .def_readonly("dropped", &Snapshot::dropped);
 
   const auto released = py::call_guard<py::gil_scoped_release>();

@@ -31,4 +31,5 @@ PYBIND11_MODULE(_C, module) {
   lgreco::bindings::bind_kernels(module);
   lgreco::bindings::bind_cuda_kernels(module);
   lgreco::bindings::bind_solver(module);
+  lgreco::bindings::bind_simulate(module);
 }

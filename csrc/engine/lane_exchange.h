@@ -79,6 +79,7 @@ class LaneExchange final : public Exchange {
   void finish(Job& job, int32_t factored);
   void complete(Job& job);
   void watch(const Job& job, bool delivered);
+  void watch_owed(int32_t layer, int32_t slot);
   void complete_in_order();
 
   void write_header(Job& job, int32_t chunk, Round round);

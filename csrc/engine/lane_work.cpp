@@ -78,9 +78,17 @@ void LaneExchange::watch(const Job& job, bool delivered) {
       auto& tensors = delivered ? snapshot_->delivered : snapshot_->values;
       kernels::lowrank_gather(job.gradient + offset * element_bytes(job.dtype), job.dtype, numel,
                               feedback, tensors[slot].mutable_data_ptr<float>());
+      if (!delivered) watch_owed(layer, slot);
     }
     offset += numel;
   }
+}
+
+// What an owner still owes is part of what it averages, so it belongs to the exact result.
+void LaneExchange::watch_owed(int32_t layer, int32_t slot) {
+  const auto [owed, offset] = residuals_->of_owner(*plan_, layer, rank_);
+  snapshot_->owed[slot] = owed.defined() ? owed.to(at::kFloat, false, /*copy=*/true) : owed;
+  snapshot_->owed_offsets[slot] = offset;
 }
 
 void LaneExchange::write_header(Job& job, int32_t chunk, Round round) {

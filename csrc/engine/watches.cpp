@@ -25,6 +25,8 @@ void Watches::watch(uint64_t step, const std::vector<int32_t>& layers) {
     snapshot->layers.push_back(layer);
     snapshot->values.push_back(at::empty({layers_[layer].numel}, at::kFloat));
     snapshot->delivered.push_back(at::empty({layers_[layer].numel}, at::kFloat));
+    snapshot->owed.emplace_back();
+    snapshot->owed_offsets.push_back(0);
   }
 }
 

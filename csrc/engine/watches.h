@@ -26,9 +26,11 @@ struct Snapshot {
   std::vector<int32_t> slots;         ///< by layer id: index in the vectors below, -1: not watched
   std::vector<at::Tensor> values;     ///< this rank's gradient + residual
   std::vector<at::Tensor> delivered;  ///< what the exchange put in the gradient's place
+  std::vector<at::Tensor> owed;       ///< owner's residual of what this rank owns; undefined: none
+  std::vector<int64_t> owed_offsets;  ///< its first element within the layer
+  bool dropped = false;               ///< an inf or NaN: what was delivered means nothing
   /// Brings the tensors to the CPU where they are elsewhere; called once, in the slow path's thread.
   std::function<void(Snapshot&)> fetch;
-  bool dropped = false;  ///< an inf or NaN: what was delivered means nothing
 };
 
 class Watches {

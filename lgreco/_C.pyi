@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -89,6 +91,15 @@ class Engine:
     def fingerprint(self) -> int: ...
     def stats(self) -> dict[str, float]: ...
 
+def solve(
+    method: str,
+    errors: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    budget: float,
+    reference: npt.NDArray[np.int32] | None,
+    error_name: str,
+    cost_name: str,
+) -> tuple[npt.NDArray[np.int32], float, float, float, float]: ...
 def simulate_choice(
     choice: Mapping[str, int | float | str],
     values: Sequence[torch.Tensor],

@@ -1,4 +1,4 @@
-"""The command line: `python -m lgreco info`."""
+"""The command line: `python -m lgreco info`, `plan` and `report`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import click
 from rich.console import Console
 
 from lgreco import info
+from lgreco.plan_commands import plan_group
+from lgreco.report_command import report_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,6 +25,9 @@ def info_command(as_json: bool) -> None:
     else:
         Console().print(info.to_table(parts))
 
+
+main.add_command(plan_group)
+main.add_command(report_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m lgreco")

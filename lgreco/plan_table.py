@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from lgreco.choice import Choice
@@ -14,24 +16,30 @@ from lgreco.plan import Plan
 def plan_table(plan: Plan, wire_bytes: Callable[[LayerInfo, Choice], int]) -> Table:
     """Layer, shape, choice, why, bytes of the gradient and on the wire, and their ratio; totals in the last line.
 
+    Where all layers have their choice for one reason, that stands in the title.
+
     Args:
         plan: what is shown.
         wire_bytes: encoded bytes of a whole layer under a choice, as the native engine counts them.
     """
     sizes = [(p, p.layer.dense_bytes, wire_bytes(p.layer, p.choice)) for p in plan.planned]
     dense_sum, wire_sum = sum(dense for _, dense, _ in sizes), sum(wire for _, _, wire in sizes)
-    table = Table(title=f"plan {plan.fingerprint()[:12]}", show_footer=True)
+    reasons = {planned.because for planned in plan.planned}
+    title = f"plan {plan.fingerprint()[:12]}" + (f", {reasons.pop()}" if len(reasons) == 1 else "")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0))
     table.add_column("layer", footer=f"{len(plan)} layers", overflow="fold")
     table.add_column("shape", overflow="fold")
     table.add_column("choice", overflow="fold")
-    table.add_column("because", overflow="fold")
-    table.add_column("dense bytes", footer=f"{dense_sum:,}", justify="right")
-    table.add_column("wire bytes", footer=f"{wire_sum:,}", justify="right")
-    table.add_column("ratio", footer=_ratio(dense_sum, wire_sum), justify="right")
+    if reasons:
+        table.add_column("because", overflow="fold")
+    for heading, footer in (("dense", f"{dense_sum:,}"), ("wire", f"{wire_sum:,}")):
+        table.add_column(f"{heading} bytes", footer=footer, justify="right", no_wrap=True)
+    table.add_column("ratio", footer=_ratio(dense_sum, wire_sum), justify="right", no_wrap=True)
     for planned, dense, wire in sizes:
         shape = " x ".join(map(str, planned.layer.shape)) or "scalar"
-        row = (planned.layer.name, shape, str(planned.choice), planned.because)
-        table.add_row(*row, f"{dense:,}", f"{wire:,}", _ratio(dense, wire))
+        why = (planned.because,) if reasons else ()
+        row = (planned.layer.name, shape, str(planned.choice), *why)
+        table.add_row(*map(escape, row), f"{dense:,}", f"{wire:,}", _ratio(dense, wire))
     return table
 
 

@@ -139,10 +139,11 @@ bool Factors::finish(int i, uint8_t* bucket, DType dtype, const FactorStep& step
   const auto ranks = static_cast<float>(plan_.world_size());
   for (int64_t j = 0; j < lowrank.rank * last.stride; ++j) own[j] = sent[j] - own[j] - ranks * lost[j];
   const codecs::Feedback feedback = residuals.sender(*work.planned, step.scale);
-  return kernels::lowrank_reconstruct(
-             lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p), factor(mean_, work.q),
-             step.scale, gradient, dtype, work.matrix, factor(work.exchanges_p ? error_ : mean_, work.p),
-             factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out, feedback.dtype)
+  return kernels::lowrank_reconstruct(lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p),
+                                      factor(mean_, work.q), feedback.scale, gradient, dtype,
+                                      work.matrix, factor(work.exchanges_p ? error_ : mean_, work.p),
+                                      factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
+                                      feedback.dtype)
       .nonfinite;
 }
 

@@ -25,7 +25,7 @@ at::Tensor make_arena(int64_t numel, DType dtype, at::Device device) {
 }  // namespace
 
 Residuals::Residuals(const Plan& plan, int rank, std::optional<DType> dtype, at::Device device)
-    : dtype_(dtype) {
+    : dtype_(dtype), world_size_(plan.world_size()) {
   for (at::Tensor& half : warm_.half) half = make_arena(plan.warm_numel(), DType::kFloat32, device);
   if (!dtype) return;
   for (int half = 0; half < 2; ++half) {
@@ -46,9 +46,9 @@ codecs::Feedback Residuals::feedback(const Arena& arena, int64_t offset, float s
 
 kernels::BatchFeedback Residuals::batch(const Arena& arena, const float* scale) const {
   kernels::BatchFeedback feedback;
-  if (!dtype_) return feedback;
+  if (!arena.half[0].defined()) return feedback;
   for (int half = 0; half < 2; ++half) feedback.arenas[half] = arena.half[half].mutable_data_ptr();
-  feedback.dtype = *dtype_;
+  feedback.dtype = arena.half[0].scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
   feedback.scale = scale;
   return feedback;
 }
@@ -58,10 +58,16 @@ void Residuals::keep(const Arena& arena, int64_t offset, int64_t numel) const {
   if (places.in != nullptr) std::memcpy(places.out, places.in, numel * element_bytes(*dtype_));
 }
 
-at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
+std::pair<at::Tensor, at::Tensor> Residuals::halves_of_layer(const Plan& plan, int32_t layer) const {
   const int64_t offset = plan.planned()[layer].residual_offset;
   if (!dtype_ || offset < 0) return {};
-  return sender_.half[committed_].narrow(0, offset, plan.layers()[layer].numel);
+  const int64_t numel = plan.layers()[layer].numel;
+  return {sender_.half[0].narrow(0, offset, numel), sender_.half[1].narrow(0, offset, numel)};
+}
+
+at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
+  const auto [first, second] = halves_of_layer(plan, layer);
+  return committed_ == 0 ? first : second;
 }
 
 std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer, int rank) const {

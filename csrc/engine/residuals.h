@@ -29,6 +29,9 @@ class Residuals {
     return feedback(owner_, tile.owner_residual_offset, scale);
   }
 
+  kernels::BatchFeedback warm_batch() const { return batch(warm_, nullptr); }
+  int world_size() const { return world_size_; }
+
   /// The arenas as CUDA kernels take them; `scale` in device memory, or null.
   kernels::BatchFeedback sender_batch(const float* scale) const { return batch(sender_, scale); }
   kernels::BatchFeedback owner_batch(const float* scale) const { return batch(owner_, scale); }
@@ -52,6 +55,8 @@ class Residuals {
   /// Which half is committed, where the device has decided it.
   void set_committed(int half) { committed_ = half; }
 
+  /// Both halves of it: for those who don't know which one is committed.
+  std::pair<at::Tensor, at::Tensor> halves_of_layer(const Plan& plan, int32_t layer) const;
   /// The committed residual of a whole layer, flat, [numel]; undefined where the layer has none.
   at::Tensor of_layer(const Plan& plan, int32_t layer) const;
   /// The committed owner-side residual of the tiles of a layer that this rank owns, and the first
@@ -77,6 +82,7 @@ class Residuals {
   void keep(const Arena& arena, int64_t offset, int64_t numel) const;
 
   std::optional<DType> dtype_;
+  int world_size_ = 1;
   Arena sender_, owner_, warm_;
   int committed_ = 0;
 };

@@ -36,6 +36,8 @@ std::shared_ptr<Snapshot> Watches::next() {
   if (done_.empty()) return nullptr;
   std::shared_ptr<Snapshot> snapshot = std::move(done_.front());
   done_.pop_front();
+  lock.unlock();
+  if (snapshot->fetch) snapshot->fetch(*snapshot);
   return snapshot;
 }
 

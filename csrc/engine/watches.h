@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,8 @@ struct Snapshot {
   std::vector<at::Tensor> owed;       ///< owner's residual of what this rank owns; undefined: none
   std::vector<int64_t> owed_offsets;  ///< its first element within the layer
   bool dropped = false;               ///< an inf or NaN: what was delivered means nothing
+  /// Brings the tensors to the CPU where they are elsewhere; called once, in the slow path's thread.
+  std::function<void(Snapshot&)> fetch;
 };
 
 class Watches {

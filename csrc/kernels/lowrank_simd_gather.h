@@ -1,4 +1,4 @@
-// Where the low-rank products read a matrix from: as it is stored, or from gradient and residual.
+// Makes the matrix of the low-rank products from gradient and residual.
 #pragma once
 
 #include "kernels/lowrank_simd_parts.h"
@@ -14,15 +14,12 @@ class LowRankGather {
   /// The residual that is added: none, fp32 or bf16.
   enum class Owed : uint8_t { kNone, kFloat32, kBFloat16 };
 
+  static constexpr int kLanes = Parts::kLanes;
+
  public:
-  struct Stored {
-    const float* matrix;
-
-    LGRECO_HD Float take(int64_t i, int count) { return Parts::load(matrix + i, count); }
-  };
-
-  /// Makes the matrix while it is read.
-  template <DType kInput, Owed kOwed>
+  /// Makes the matrix while it is read. Streamed: past the caches, where it is not read again soon and
+  /// its old lines need not be read before they are overwritten.
+  template <DType kInput, Owed kOwed, bool kStreamed>
   struct Gathered {
     const void* gradient;
     const void* residual;
@@ -30,6 +27,7 @@ class LowRankGather {
     Float inverse_scale;
     Int seen = Lanes::zero(), flaws = Lanes::zero();
 
+    /// Elements [i, i + count), of at most sixteen.
     LGRECO_HD Float take(int64_t i, int count) {
       Float value = Parts::template load<kInput>(gradient, i, count);
       seen = Lanes::bit_or(seen, Lanes::bits(value));
@@ -39,7 +37,11 @@ class LowRankGather {
         value = Lanes::add(value, Parts::template load<kResidual>(residual, i, count));
       }
       flaws = Lanes::bit_or(flaws, Lanes::bits(Lanes::sub(value, value)));  // 0 where finite, else NaN
-      Parts::store(matrix + i, count, value);
+      if (kStreamed && count == Parts::kLanes) {
+        Lanes::stream(matrix + i, value);
+      } else {
+        Parts::store(matrix + i, count, value);
+      }
       return value;
     }
     Findings findings() const {
@@ -47,25 +49,29 @@ class LowRankGather {
     }
   };
 
-  /// Calls `visit` with the Gathered that these arguments ask for.
+  /// Calls `visit` with the Gathered that these arguments ask for. `pitch`: elements between places
+  /// where a row may begin.
   template <typename Visit>
-  static void with_source(const void* gradient, DType dtype, const Feedback& feedback, float* matrix,
-                          const Visit& visit) {
+  static void with_source(const void* gradient, DType dtype, int64_t numel, int64_t pitch,
+                          const Feedback& feedback, float* matrix, const Visit& visit) {
+    const bool streams = matrix != feedback.in && Parts::may_stream(matrix, numel, pitch);
     with_dtype(dtype, [&]<DType kInput>() {
       with_owed(feedback, [&]<Owed kOwed>() {
-        visit(
-            Gathered<kInput, kOwed>{gradient, feedback.in, matrix, Lanes::set(feedback.inverse_scale)});
+        const Float scale = Lanes::set(feedback.inverse_scale);
+        if (streams) return visit(Gathered<kInput, kOwed, true>{gradient, feedback.in, matrix, scale});
+        visit(Gathered<kInput, kOwed, false>{gradient, feedback.in, matrix, scale});
       });
     });
+    if (streams) Lanes::fence();
   }
 
   static Findings gather(const void* gradient, DType dtype, int64_t numel, const Feedback& feedback,
                          float* matrix) {
     Findings findings;
-    with_source(gradient, dtype, feedback, matrix, [&](auto source) {
+    with_source(gradient, dtype, numel, numel / kLanes * kLanes, feedback, matrix, [&](auto source) {
       int64_t i = 0;
-      for (; i + Parts::kLanes <= numel; i += Parts::kLanes) source.take(i, Parts::kLanes);
-      if (i < numel) source.take(i, Parts::least(Parts::kLanes, numel - i));
+      for (; i + kLanes <= numel; i += kLanes) source.take(i, kLanes);
+      if (i < numel) source.take(i, Parts::least(kLanes, numel - i));
       findings = source.findings();
     });
     return findings;

@@ -16,6 +16,7 @@ struct LowRankParts {
   using Int = typename Lanes::Int;
 
   static constexpr int kLanes = 16;
+  static constexpr int64_t kLeastStreamed = int64_t{1} << 20;
 
   LGRECO_HD static int least(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
   LGRECO_HD static const void* at(const void* data, int64_t i, DType dtype) {
@@ -51,6 +52,13 @@ struct LowRankParts {
       memcpy(at(data, i, dtype), halves, 2 * static_cast<size_t>(count));
       return stored;
     }
+  }
+
+  /// Whether so much fp32 memory is written that caches would not keep it, at places that can be
+  /// streamed to. `pitch`: elements between places where a row may begin.
+  static bool may_stream(const void* data, int64_t numel, int64_t pitch) {
+    return numel >= kLeastStreamed && pitch % kLanes == 0 &&
+           reinterpret_cast<uintptr_t>(data) % Lanes::kStreamAlignment == 0;
   }
 
   LGRECO_HD static Float load(const float* data, int count) {

@@ -14,16 +14,25 @@ class LowRankProducts {
                                  const Factor& p) {
     Findings findings;
     const Product product{matrix, rows, cols, rank, q, p};
-    Gather::with_source(gradient, dtype, feedback, matrix, [&](auto source) {
-      project_all(source, product);
-      findings = source.findings();
+    Gather::with_source(gradient, dtype, rows * cols, cols, feedback, matrix, [&](auto gathered) {
+      using Gathered = decltype(gathered);
+      alignas(64) float kept[kGroupRows * kKeptPitch];
+      if (rank <= kTileColumns) {
+        Made<Gathered, false> source{gathered, kept, 0, cols};
+        project_all(source, product);
+        findings = source.gathered.findings();
+      } else {
+        Made<Gathered, true> source{gathered, kept, 0, cols};
+        project_all(source, product);
+        findings = source.gathered.findings();
+      }
     });
     return findings;
   }
 
   static void project(const float* matrix, int64_t rows, int64_t cols, int rank, const Factor& q,
                       const Factor& p) {
-    Stored source{matrix};
+    Stored source{matrix, cols};
     project_all(source, {matrix, rows, cols, rank, q, p});
   }
 
@@ -48,15 +57,17 @@ class LowRankProducts {
   using Gather = LowRankGather<Lanes>;
   using Parts = LowRankParts<Lanes>;
   using Float = typename Lanes::Float;
-  using Stored = typename Gather::Stored;
 
   static constexpr int kLanes = Parts::kLanes;
   static constexpr int kTileRows = Lanes::kRegisters >= 32 ? 4 : Lanes::kRegisters >= 8 ? 2 : 1;
   static constexpr int kTileColumns = Lanes::kRegisters >= 32 ? 4 : 2;
   static constexpr int kSummedRows = Lanes::kRegisters >= 32 ? 8 : Lanes::kRegisters >= 8 ? 4 : 1;
   static constexpr int kGroupRows = 4;
-  /// Columns of the matrix that a group of rows is read by, so that it is in L1 for the next tile.
-  static constexpr int kPieceColumns = 1024;
+  /// Columns of a group of rows that are multiplied by all of q before the next ones, so that a second
+  /// tile finds them in a near cache.
+  static constexpr int kPieceColumns = 2048;
+  /// Rows of a piece that is kept do not lie on each other's cache sets, as those of a matrix often do.
+  static constexpr int kKeptPitch = kPieceColumns + kLanes;
 
   struct Product {
     const float* matrix;
@@ -66,8 +77,55 @@ class LowRankProducts {
     const Factor& p;
   };
 
-  /// A group's products so far.
-  using Sums = float[kGroupRows][kFusedRanks];
+  /// Some columns of some neighbouring rows of the matrix.
+  struct Place {
+    int64_t row, col;
+    int rows, width;
+  };
+
+  /// A group's products so far: of each row with each column of q, lane by lane.
+  struct Sums {
+    alignas(64) float lanes[kGroupRows][kFusedRanks][kLanes];
+  };
+
+  /// Rows of the matrix that is there already, `pitch` elements apart.
+  struct Stored {
+    const float* values;
+    int64_t pitch;
+
+    Stored at(const Product& product, const Place& place) const {
+      return {product.matrix + place.row * product.cols + place.col, product.cols};
+    }
+    Stored again() const { return *this; }
+    Stored below(int rows) const { return {values + rows * pitch, pitch}; }
+    void keep(const Stored&) {}
+    LGRECO_HD Float take(int row, int k, int count) {
+      return Parts::load(values + row * pitch + k, count);
+    }
+  };
+
+  /// Rows of the matrix that are made while they are read, and kept near for the next tile.
+  template <class Gathered, bool kKept>
+  struct Made {
+    Gathered gathered;
+    float* kept;
+    int64_t first;  ///< element of the matrix
+    int64_t pitch;
+
+    Made at(const Product& product, const Place& place) const {
+      return {gathered, kept, place.row * product.cols + place.col, product.cols};
+    }
+    Stored again() const { return {kept, kKeptPitch}; }
+    Made below(int rows) const {
+      return {gathered, kept + rows * kKeptPitch, first + rows * pitch, pitch};
+    }
+    void keep(const Made& other) { gathered = other.gathered; }
+    LGRECO_HD Float take(int row, int k, int count) {
+      const Float value = gathered.take(first + row * pitch + k, count);
+      if constexpr (kKept) Parts::store(kept + row * kKeptPitch + k, kLanes, value);
+      return value;
+    }
+  };
 
   static int least(int64_t a, int64_t b) { return Parts::least(a, b); }
 
@@ -82,85 +140,93 @@ class LowRankProducts {
       for (int64_t row = 0; row < product.rows; row += kGroupRows) {
         const int count = least(kGroupRows, product.rows - row);
         Sums sums = {};
-        project_group(source, product, row, count, begin, end, sums);
+        for (int64_t col = begin; col < end; col += kPieceColumns) {
+          project_piece(source, product, {row, col, count, least(kPieceColumns, end - col)}, sums);
+        }
         for (int j = 0; j < product.rank; ++j) {
           float* const to = column_of(product.p, j) + row;
-          for (int r = 0; r < count; ++r) to[r] = begin == 0 ? sums[r][j] : to[r] + sums[r][j];
-        }
-      }
-    }
-  }
-
-  /// Rows [row, row + count) times q, over the columns [begin, end).
-  template <class Source>
-  static void project_group(Source& source, const Product& product, int64_t row, int count,
-                            int64_t begin, int64_t end, Sums& sums) {
-    for (int64_t col = begin; col < end; col += kPieceColumns) {
-      const int width = least(kPieceColumns, end - col);
-      for (int j = 0; j < product.rank; j += kTileColumns) {
-        // Where the last tile is not full its missing columns repeat its first: nobody reads the sums.
-        const int columns = least(kTileColumns, product.rank - j);
-        const float* q[kTileColumns];
-        for (int c = 0; c < kTileColumns; ++c) {
-          q[c] = column_of(product.q, c < columns ? j + c : j) + col;
-        }
-        Stored stored{product.matrix};
-        for (int r = 0; r < count;) {
-          const bool full = r + kTileRows <= count;
-          const int64_t first = (row + r) * product.cols + col;
-          if (j == 0) {
-            project_rows(source, full, columns, first, product.cols, width, q, sums, r, j);
-          } else {
-            project_rows(stored, full, columns, first, product.cols, width, q, sums, r, j);
+          for (int r = 0; r < count; ++r) {
+            const float sum = Lanes::sum(Parts::load(sums.lanes[r][j], kLanes));
+            to[r] = begin == 0 ? sum : to[r] + sum;
           }
-          r += full ? kTileRows : 1;
         }
       }
     }
   }
 
   template <class Source>
-  static void project_rows(Source& source, bool full, int columns, int64_t first, int64_t cols,
-                           int width, const float* const* q, Sums& sums, int r, int j) {
-    if (full) return project_tile<kTileRows>(source, columns, first, cols, width, q, sums, r, j);
-    project_tile<1>(source, columns, first, cols, width, q, sums, r, j);
+  static void project_piece(Source& source, const Product& product, const Place& place, Sums& sums) {
+    Source piece = source.at(product, place);
+    project_rows(piece, product, place, 0, sums);
+    source.keep(piece);
+    for (int j = kTileColumns; j < product.rank; j += kTileColumns) {
+      auto again = piece.again();
+      project_rows(again, product, place, j, sums);
+    }
   }
+
+  /// The piece times columns j, j + 1, ... of q, as many as a tile has.
+  template <class Source>
+  static void project_rows(Source& piece, const Product& product, const Place& place, int j,
+                           Sums& sums) {
+    const float* const q = column_of(product.q, j) + place.col;
+    const int columns = least(kTileColumns, product.rank - j);
+    for (int r = 0; r < place.rows;) {
+      const bool full = r + kTileRows <= place.rows;
+      const Tile tile{q, product.q.stride, place.width, &sums.lanes[r][j]};
+      Source rows = piece.below(r);
+      full ? multiply<kTileRows>(rows, tile, columns) : multiply<1>(rows, tile, columns);
+      piece.keep(rows);
+      r += full ? kTileRows : 1;
+    }
+  }
+
+  /// Columns of q `stride` elements apart, and where their products are added up.
+  struct Tile {
+    const float* q;
+    int64_t stride;
+    int width;
+    float (*sums)[kLanes];
+  };
 
   template <int kRows, class Source>
-  static void project_tile(Source& source, int columns, int64_t first, int64_t cols, int width,
-                           const float* const* q, Sums& sums, int r, int j) {
-    if (columns == 1) return multiply<kRows, 1>(source, first, cols, width, q, sums, r, j);
-    if (columns == 2) return multiply<kRows, 2>(source, first, cols, width, q, sums, r, j);
-    multiply<kRows, kTileColumns>(source, first, cols, width, q, sums, r, j);
+  static void multiply(Source& rows, const Tile& tile, int columns) {
+    if constexpr (kTileColumns == 4) {
+      if (columns == 4) return multiply<kRows, 4>(rows, tile);
+      if (columns == 3) return multiply<kRows, 3>(rows, tile);
+    }
+    if (columns == 2) return multiply<kRows, 2>(rows, tile);
+    multiply<kRows, 1>(rows, tile);
   }
 
-  /// Adds to sums[r...][j...] the products of kRows rows, which begin at element `first` and lie `cols`
-  /// apart, and kColumns columns of q, over `width` columns of the matrix.
   template <int kRows, int kColumns, class Source>
-  static void multiply(Source& source, int64_t first, int64_t cols, int width, const float* const* q,
-                       Sums& sums, int r, int j) {
-    Source own = source;  // what it found stays in registers
+  static void multiply(Source& rows, const Tile& tile) {
+    Source own = rows;  // what it finds stays in registers
     Float products[kRows][kColumns];
-    for (auto& row : products) {
-      for (Float& product : row) product = Lanes::set(0.0F);
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kColumns; ++c) {
+        products[r][c] = Parts::load(tile.sums[r * kFusedRanks + c], kLanes);
+      }
     }
     const auto take = [&](int k, int count) __attribute__((always_inline)) {
       Float values[kRows];
-      for (int a = 0; a < kRows; ++a) values[a] = own.take(first + a * cols + k, count);
+      for (int r = 0; r < kRows; ++r) values[r] = own.take(r, k, count);
       for (int c = 0; c < kColumns; ++c) {
-        const Float base = Parts::load(q[c] + k, count);
-        for (int a = 0; a < kRows; ++a) {
-          products[a][c] = Lanes::mul_add(values[a], base, products[a][c]);
+        const Float base = Parts::load(tile.q + c * tile.stride + k, count);
+        for (int r = 0; r < kRows; ++r) {
+          products[r][c] = Lanes::mul_add(values[r], base, products[r][c]);
         }
       }
     };
     int k = 0;
-    for (; k + kLanes <= width; k += kLanes) take(k, kLanes);
-    if (k < width) take(k, width - k);
-    for (int a = 0; a < kRows; ++a) {
-      for (int c = 0; c < kColumns; ++c) sums[r + a][j + c] += Lanes::sum(products[a][c]);
+    for (; k + kLanes <= tile.width; k += kLanes) take(k, kLanes);
+    if (k < tile.width) take(k, tile.width - k);
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kColumns; ++c) {
+        Parts::store(tile.sums[r * kFusedRanks + c], kLanes, products[r][c]);
+      }
     }
-    source = own;
+    rows.keep(own);
   }
 
   /// A block of the matrix's columns, all rows of it.

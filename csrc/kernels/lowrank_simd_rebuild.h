@@ -15,11 +15,15 @@ class LowRankRebuild {
                       own_q.stride == q.stride;
     const Target target{rows, cols, rank, {p, q}, {own_p, own_q}, same, scale, out, matrix, rest};
     Int flaws = Lanes::zero();
-    with_dtype(dtype, [&]<DType kOut>() {
-      if (rest == nullptr) return rebuild<kOut, Left::kNone>(target, flaws);
-      if (rest_dtype == DType::kBFloat16) return rebuild<kOut, Left::kBFloat16>(target, flaws);
-      rebuild<kOut, Left::kFloat32>(target, flaws);
+    const bool streams = dtype == DType::kFloat32 && Parts::may_stream(out, rows * cols, cols);
+    with_dtype(dtype, streams, [&]<DType kOut, bool kStreamed>() {
+      if (rest == nullptr) return rebuild<kOut, kStreamed, Left::kNone>(target, flaws);
+      if (rest_dtype == DType::kBFloat16) {
+        return rebuild<kOut, kStreamed, Left::kBFloat16>(target, flaws);
+      }
+      rebuild<kOut, kStreamed, Left::kFloat32>(target, flaws);
     });
+    if (streams) Lanes::fence();
     return {.nonfinite = Lanes::any(flaws)};
   }
 
@@ -32,6 +36,7 @@ class LowRankRebuild {
   enum class Left : uint8_t { kNone, kFloat32, kBFloat16 };
 
   static constexpr int kLanes = Parts::kLanes;
+  static constexpr int64_t kAhead = 128;
   static constexpr int kTileRows = Lanes::kRegisters >= 32 ? 4 : Lanes::kRegisters >= 8 ? 2 : 1;
   static constexpr int kTileChunks = Lanes::kRegisters >= 32 ? 4 : Lanes::kRegisters >= 8 ? 2 : 1;
 
@@ -52,10 +57,11 @@ class LowRankRebuild {
   };
 
   template <typename Visit>
-  static void with_dtype(DType dtype, const Visit& visit) {
-    if (dtype == DType::kBFloat16) return visit.template operator()<DType::kBFloat16>();
-    if (dtype == DType::kFloat16) return visit.template operator()<DType::kFloat16>();
-    visit.template operator()<DType::kFloat32>();
+  static void with_dtype(DType dtype, bool streams, const Visit& visit) {
+    if (dtype == DType::kBFloat16) return visit.template operator()<DType::kBFloat16, false>();
+    if (dtype == DType::kFloat16) return visit.template operator()<DType::kFloat16, false>();
+    if (streams) return visit.template operator()<DType::kFloat32, true>();
+    visit.template operator()<DType::kFloat32, false>();
   }
 
   /// As many columns as have their part of q in a quarter of a megabyte.
@@ -64,34 +70,48 @@ class LowRankRebuild {
     return columns < 64 ? 64 : columns;
   }
 
-  template <DType kOut, Left kLeft>
+  template <DType kOut, bool kStreamed, Left kLeft>
   static void rebuild(const Target& target, Int& flaws) {
     const int block = block_columns(target.rank);
     for (int64_t begin = 0; begin < target.cols; begin += block) {
       const int64_t end = begin + Parts::least(block, target.cols - begin);
       int64_t row = 0;
       for (; row + kTileRows <= target.rows; row += kTileRows) {
-        rebuild_rows<kTileRows, kOut, kLeft>(target, row, begin, end, flaws);
+        rebuild_rows<kTileRows, kOut, kStreamed, kLeft>(target, row, begin, end, flaws);
       }
-      for (; row < target.rows; ++row) rebuild_rows<1, kOut, kLeft>(target, row, begin, end, flaws);
+      for (; row < target.rows; ++row)
+        rebuild_rows<1, kOut, kStreamed, kLeft>(target, row, begin, end, flaws);
     }
   }
 
-  template <int kRows, DType kOut, Left kLeft>
+  template <int kRows, DType kOut, bool kStreamed, Left kLeft>
   static void rebuild_rows(const Target& target, int64_t row, int64_t begin, int64_t end, Int& flaws) {
     constexpr int kWidth = kTileChunks * kLanes;
     int64_t col = begin;
     for (; col + kWidth <= end; col += kWidth) {
-      rebuild_tile<kRows, kTileChunks, kOut, kLeft>(target, row, col, kLanes, flaws);
+      if constexpr (kLeft != Left::kNone) {
+        const int64_t ahead = col + kAhead < end ? kAhead : kRows * target.cols + kAhead - (end - begin);
+        fetch<kRows>(target, row * target.cols + col + ahead);
+      }
+      rebuild_tile<kRows, kTileChunks, kOut, kStreamed, kLeft>(target, row, col, kLanes, flaws);
     }
     for (; col < end; col += kLanes) {
       const int count = Parts::least(kLanes, end - col);
-      rebuild_tile<kRows, 1, kOut, kLeft>(target, row, col, count, flaws);
+      rebuild_tile<kRows, 1, kOut, kStreamed, kLeft>(target, row, col, count, flaws);
+    }
+  }
+
+  template <int kRows>
+  static void fetch(const Target& target, int64_t first) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kTileChunks; ++c) {
+        __builtin_prefetch(target.matrix + first + r * target.cols + c * kLanes);
+      }
     }
   }
 
   /// kRows rows by kChunks times `count` columns.
-  template <int kRows, int kChunks, DType kOut, Left kLeft>
+  template <int kRows, int kChunks, DType kOut, bool kStreamed, Left kLeft>
   static void rebuild_tile(const Target& target, int64_t row, int64_t col, int count, Int& flaws) {
     constexpr DType kRest = kLeft == Left::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
     Float sums[kRows][kChunks];
@@ -101,8 +121,12 @@ class LowRankRebuild {
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kChunks; ++c) {
         const int64_t i = (row + r) * target.cols + col + c * kLanes;
-        const Float stored =
-            Parts::template store<kOut>(target.out, i, count, Lanes::mul(sums[r][c], scale));
+        Float stored = Lanes::mul(sums[r][c], scale);
+        if (kStreamed && count == kLanes) {
+          Lanes::stream(static_cast<float*>(target.out) + i, stored);
+        } else {
+          stored = Parts::template store<kOut>(target.out, i, count, stored);
+        }
         found = Lanes::bit_or(found, Lanes::bits(Lanes::sub(stored, stored)));
       }
     }

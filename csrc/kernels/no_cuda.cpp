@@ -2,6 +2,7 @@
 #include "core/error.h"
 #include "kernels/batch.h"
 #include "kernels/lowrank_cuda.h"
+#include "kernels/lowrank_warm.h"
 
 namespace lgreco::kernels {
 namespace {
@@ -47,6 +48,16 @@ void batch_dense_decode(DType, const Batch&, const uint8_t*, void*, DType, const
                         DeviceTransaction*, CudaStream) {
   refuse();
 }
+
+void warm_load(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTransaction*, uint64_t,
+               float*, CudaStream) {
+  refuse();
+}
+void warm_store(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTransaction*, const float*,
+                const uint8_t*, CudaStream) {
+  refuse();
+}
+void copy_bits(const BitCopy*, uint32_t, const uint8_t*, uint8_t*, CudaStream) { refuse(); }
 
 void lowrank_batch_gather(const LowRankBatch&, const void*, DType, const BatchFeedback&,
                           DeviceTransaction*, float*, uint8_t*, CudaStream) {

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lgreco.demo.history import History
 from lgreco.demo.results import Result, gap_to_reference, reference_spread
+from lgreco.quantities import bytes_text
 
 _SMOOTHED_STEPS = 20
 
@@ -94,15 +95,6 @@ class Display:
         )
         if reference is not None:
             self.console.print(_spread_sentence(results, reference), highlight=False, soft_wrap=True)
-
-
-def bytes_text(count: float) -> str:
-    """`13.2 MB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _figures(history: History) -> str:

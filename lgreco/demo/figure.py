@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,27 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lgreco.demo.results import Result, gap_to_reference
-
-_REFERENCE_COLOUR = "#475569"
-_COLOURS = ("#0d9488", "#d97706", "#7c3aed", "#db2777", "#2563eb")
-_INK, _FAINT = "#1e293b", "#94a3b8"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e2e8f0",
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-}
+from lgreco.figure_style import COLOURS, REFERENCE_COLOUR, STYLE
 
 
 def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
@@ -46,10 +25,10 @@ def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
     """
     names = list(dict.fromkeys(result.row.method for result in results))
     others = [name for name in names if name != reference]
-    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(others)}
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
     if reference is not None:
-        colours[reference] = _REFERENCE_COLOUR
-    with matplotlib.rc_context(_STYLE):
+        colours[reference] = REFERENCE_COLOUR
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
         panels = figure.subplot_mosaic("ab;ac", width_ratios=(1.75, 1.0))
         figure.suptitle(_headline(results, others, reference), fontsize=13, fontweight="bold", x=0.01, ha="left")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lgreco.demo import checkpoint
-from lgreco.demo.display import Display, bytes_text
+from lgreco.demo.display import Display
 from lgreco.demo.figure import draw
 from lgreco.demo.history import Row
 from lgreco.demo.loop import Training
@@ -15,6 +15,7 @@ from lgreco.demo.ranks import Ranks
 from lgreco.demo.results import Result, write_summary
 from lgreco.demo.settings import JobSettings
 from lgreco.demo.text import Corpus
+from lgreco.quantities import bytes_text
 
 
 def run_job(settings: JobSettings, ranks: Ranks, display: Display, resume: bool) -> list[Result]:

@@ -191,6 +191,29 @@ TEST(LowRankProducts, GatherProjectIsGatherAndProject) {
   });
 }
 
+TEST(LowRankProducts, LargeMatricesAreWrittenPastTheCachesAlike) {
+  const Shape shape{1030, 1040};
+  const int64_t numel = shape.rows * shape.cols;
+  const auto gradient = make_values(0, numel, 5), residual = make_values(0, numel, 6);
+  for (const CpuLevel level : available_levels()) {
+    const WithLevel guard(level);
+    for (const int rank : {2, 7}) {
+      const Feedback feedback{residual.data(), nullptr, DType::kFloat32, 8.0F, 0.125F};
+      Columns q(shape.cols, rank, 0, 1), p(shape.rows, rank), cached_p(shape.rows, rank);
+      Buffer aligned(numel * 4), cached(numel * 4, 4), flat(numel * 4);
+      lowrank_gather_project(gradient.data(), DType::kFloat32, shape.rows, shape.cols, feedback,
+                             reinterpret_cast<float*>(aligned.data()), rank, q.factor(), p.factor());
+      lowrank_gather_project(gradient.data(), DType::kFloat32, shape.rows, shape.cols, feedback,
+                             reinterpret_cast<float*>(cached.data()), rank, q.factor(),
+                             cached_p.factor());
+      lowrank_gather(gradient.data(), DType::kFloat32, numel, feedback,
+                     reinterpret_cast<float*>(flat.data()));
+      EXPECT_TRUE(aligned == cached && flat == cached && p == cached_p) << name_of(level);
+      EXPECT_TRUE(aligned.guards_hold() && flat.guards_hold());
+    }
+  }
+}
+
 TEST(LowRankProducts, FindingsSeeOneElement) {
   const int64_t numel = 21 * 45;
   for (const CpuLevel level : available_levels()) {

@@ -78,6 +78,21 @@ TEST(LowRankRebuild, EveryLevelKeepsTheOrder) {
   }
 }
 
+TEST(LowRankRebuild, LargeMatricesAreWrittenPastTheCachesAlike) {
+  for (const CpuLevel level : available_levels()) {
+    const WithLevel guard(level);
+    Rebuild rebuild({1030, 1040}, 3, DType::kFloat32, DType::kFloat32, true);
+    for (const size_t misalignment : {0, 4}) {
+      Buffer out(rebuild.numel * 4, misalignment), rest(rebuild.numel * 4);
+      EXPECT_FALSE(rebuild.run(out.data(), rebuild.matrix.data(), rest.data(), true).nonfinite);
+      rebuild.expect(out, &rest);
+    }
+    rebuild.q.column(1)[1039] = std::numeric_limits<float>::infinity();
+    Buffer out(rebuild.numel * 4);
+    EXPECT_TRUE(rebuild.run(out.data(), nullptr, nullptr, true).nonfinite);
+  }
+}
+
 TEST(LowRankRebuild, TheRestMayBeTheMatrix) {
   for (const Shape& shape : kShapes) {
     for (const CpuLevel level : available_levels()) {

@@ -7,9 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from lgreco.demo.display import Display, bytes_text
+from lgreco.demo.display import Display
 from lgreco.demo.history import History, Row
 from lgreco.demo.results import Result
+from lgreco.quantities import bytes_text
 
 
 @pytest.fixture

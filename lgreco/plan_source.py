@@ -1,0 +1,78 @@
+"""A plan as a person names it: a YAML file, a record, or the folder of a run; with the bytes of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lgreco.choice import Choice
+from lgreco.layer import LayerInfo
+from lgreco.nominal_bytes import nominal_bytes
+from lgreco.plan import Plan, PlannedLayer
+from lgreco.record import find, read
+from lgreco.record_kinds import Solve, Start
+
+
+@dataclass(frozen=True)
+class PlanSource:
+    """A plan and where it is from.
+
+    Attributes:
+        plan: all layers.
+        title: for people: the file, and of a record the step.
+        recorded: layer -> encoded bytes of one copy, of those layers that a record tells.
+    """
+
+    plan: Plan
+    title: str
+    recorded: Mapping[str, float]
+
+    @property
+    def nominal(self) -> bool:
+        """Whether bytes are nominal, not as recorded, for some layer that is not dense."""
+        return any(name not in self.recorded and choice.codec != "dense" for name, choice in self.plan.items())
+
+    def wire_bytes(self, layer: LayerInfo, choice: Choice) -> int:
+        """Encoded bytes of one copy of a layer under the plan's choice."""
+        known = self.recorded.get(layer.name)
+        return nominal_bytes(layer, choice) if known is None else round(known)
+
+
+def load_plan(path: str | Path) -> PlanSource:
+    """Reads a plan's YAML file, or the last plan of a record or of the record in a folder.
+
+    Raises:
+        ValueError: for what is neither; names the file.
+        FileNotFoundError: where there is no such file.
+    """
+    path = find(path)
+    content = path.read_bytes()
+    if path.suffix == ".jsonl" or content.startswith(b'{"kind"'):
+        record = read(path)
+        if not record.solves:
+            raise ValueError(f"{path}: the record holds no plan, no solve is noted up to step {record.last_step}")
+        return of_solve(record.solves[-1], record.start, str(path))
+    try:
+        return PlanSource(Plan.from_yaml(content.decode("utf-8")), str(path), {})
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: neither a plan (YAML) nor a record: not UTF-8 text, byte {error.start}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def of_solve(solve: Solve, start: Start, title: str) -> PlanSource:
+    """The plan of a recorded solve.
+
+    Raises:
+        ValueError: where the plan names a layer that the start does not.
+    """
+    layers = {layer.name: layer for layer in start.layers}
+    for name in solve.plan:
+        if name not in layers:
+            raise ValueError(f'{title}: the plan of step {solve.step} names the layer "{name}", the start does not')
+    because = f"solved at step {solve.step}"
+    plan = Plan(PlannedLayer(layers[name], choice, because) for name, choice in solve.plan.items())
+    copies = 2 * (start.world_size - 1) / start.world_size  # sent by a rank in a step: both rounds
+    recorded = {name: sent / copies for name, sent in solve.layer_bytes.items()} if copies else {}
+    return PlanSource(plan, f"{title}, step {solve.step}", recorded)

@@ -1,0 +1,289 @@
+"""The kinds of a run's records: what is noted at the start, at a solve, every few steps, and in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lgreco.choice import Choice, parse
+from lgreco.error_table import ErrorTable
+from lgreco.layer import LayerInfo
+from lgreco.plan import Plan
+
+FORMAT_VERSION = 1
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"must be a whole number, got {value!r:.60}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) in (int, float) or value in ("nan", "inf", "-inf"):
+        return float(value)
+    raise ValueError(f"must be a number, got {value!r:.60}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {value!r:.60}")
+    return value
+
+
+def _version(value: Any) -> int:
+    if value != FORMAT_VERSION:
+        raise ValueError(f"must be {FORMAT_VERSION}, got {value!r:.60}")
+    return FORMAT_VERSION
+
+
+def _maybe(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _mapping(read: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], Any]:
+    def read_mapping(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError(f"must map names to values, got {value!r:.60}")
+        return {name: read(each) for name, each in value.items()}
+
+    return read_mapping
+
+
+def _each(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read_each(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"must be a list, got {value!r:.60}")
+        return tuple(read(each) for each in value)
+
+    return read_each
+
+
+def _layer(value: Any) -> LayerInfo:
+    try:
+        name, shape, dtype = value
+        return LayerInfo(_text(name), _each(_whole)(shape), _text(dtype))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"each layer is [name, shape, dtype], got {value!r:.60} ({error})") from None
+
+
+def _as(read: Callable[[Any], Any], **default: Any) -> Any:
+    """A field that `read` makes of its JSON form."""
+    return dataclasses.field(metadata={"read": read}, **default)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One line of a record.
+
+    Attributes:
+        step: optimizer steps done when it was noted.
+    """
+
+    kind: ClassVar[str]
+    step: int = _as(_whole)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its JSON form: numbers that JSON lacks (nan, inf) as text, choices and layers as they are written."""
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"kind": self.kind, **fields}
+
+
+@dataclass(frozen=True)
+class Start(Kind):
+    """A run begins, or goes on after `step` steps.
+
+    Attributes:
+        layers: all layers of the model, in order.
+        choices: that a plan may use.
+        config: as `Config.to_dict` gives it.
+        world_size: ranks.
+        versions: of lgreco, torch and what else decides the numbers.
+        lgreco_record: version of the record's form.
+    """
+
+    kind: ClassVar[str] = "start"
+    layers: tuple[LayerInfo, ...] = _as(_each(_layer))
+    choices: tuple[Choice, ...] = _as(_each(parse))
+    config: Mapping[str, Any] = _as(_mapping())
+    world_size: int = _as(_whole)
+    versions: Mapping[str, str] = _as(_mapping(_text), default_factory=dict)
+    lgreco_record: int = _as(_version, default=FORMAT_VERSION)
+
+    @property
+    def dense_bytes(self) -> float:
+        """What a rank sends in a step of a ring allreduce of the whole gradient, 2 (W-1)/W of its bytes."""
+        return ring_bytes(self.layers, self.world_size)
+
+
+@dataclass(frozen=True)
+class Solve(Kind):
+    """A plan was chosen.
+
+    Attributes:
+        effective_step: from which on it is used.
+        budget: error that the plan may spend, in `norm`.
+        predicted_error: that it spends by its table, in `norm`.
+        reference: what the budget comes from, such as `1.0 x lowrank(rank=8, factors=int8)`.
+        plan: layer -> choice, all layers.
+        changed: layers whose choice is another than before.
+        wire_bytes: sent by a rank per step, predicted.
+        dense_bytes: sent by a rank per step of a ring allreduce of the same gradients.
+        method: of the solver.
+        gap: relative distance from the proven lower bound of the cost.
+        solve_ms: time of the solver.
+        measure_ms: time that measuring the table took, on the slow path.
+        layer_bytes: layer -> wire_bytes of it; empty where not known.
+        layer_errors: layer -> predicted squared error; empty where not known.
+        norm: how layers' errors add up in budget and predicted_error: `squared` (sum of squared L2 norms) or `l2` (sum
+            of L2 norms).
+        table: name of the file with the error table; None where it was not kept.
+    """
+
+    kind: ClassVar[str] = "solve"
+    effective_step: int = _as(_whole)
+    budget: float = _as(_number)
+    predicted_error: float = _as(_number)
+    reference: str = _as(_text)
+    plan: Mapping[str, Choice] = _as(_mapping(parse))
+    changed: int = _as(_whole)
+    wire_bytes: float = _as(_number)
+    dense_bytes: float = _as(_number)
+    method: str = _as(_text)
+    gap: float = _as(_number)
+    solve_ms: float = _as(_number)
+    measure_ms: float = _as(_number)
+    layer_bytes: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
+    layer_errors: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
+    norm: str = _as(_text, default="squared")
+    table: str | None = _as(_maybe(_text), default=None)
+
+    @classmethod
+    def of(
+        cls,
+        table: ErrorTable,
+        columns: Sequence[int],
+        plan: Plan,
+        previous: Mapping[str, Choice] | None,
+        *,
+        other_bytes: float = 0.0,
+        **fields: Any,
+    ) -> Solve:
+        """The record of a solution: bytes and errors per layer, sums and changes follow from table and plans.
+
+        Args:
+            table: that was solved; may hold part of the plan's layers.
+            columns: for each layer of the table, the index of its choice (`Solution.choices`).
+            plan: that came of it, all layers.
+            previous: the plan before, None for the first.
+            other_bytes: wire bytes of the plan's layers that are not in the table.
+            **fields: the rest: effective_step, budget, predicted_error, reference, method, gap, solve_ms, measure_ms,
+                and norm and table (the file's name) where there is something to say.
+        """
+        names = [layer.name for layer in table.layers]
+        costs = [float(table.costs[row, column]) for row, column in enumerate(columns)]
+        errors = [float(table.squared_errors[row, column]) for row, column in enumerate(columns)]
+        return cls(
+            step=table.step,
+            plan=dict(plan),
+            changed=sum(previous is None or previous.get(name) != choice for name, choice in plan.items()),
+            wire_bytes=math.fsum(costs) + other_bytes,
+            dense_bytes=ring_bytes([planned.layer for planned in plan.planned], table.world_size),
+            layer_bytes=dict(zip(names, costs, strict=True)),
+            layer_errors=dict(zip(names, errors, strict=True)),
+            **fields,
+        )
+
+
+@dataclass(frozen=True)
+class Steps(Kind):
+    """Figures of a step on this rank, mean over the last `steps` of them; None where not known."""
+
+    kind: ClassVar[str] = "steps"
+    steps: int = _as(_whole)
+    wire_bytes: float = _as(_number)
+    step_ms: float | None = _as(_maybe(_number), default=None)
+    codec_ms: float | None = _as(_maybe(_number), default=None)
+    wait_ms: float | None = _as(_maybe(_number), default=None)
+    loss: float | None = _as(_maybe(_number), default=None)
+
+
+@dataclass(frozen=True)
+class Realised(Kind):
+    """Squared error of each layer as a table predicted it and as the exchange of `step` made it."""
+
+    kind: ClassVar[str] = "realised"
+    predicted: Mapping[str, float] = _as(_mapping(_number))
+    realised: Mapping[str, float] = _as(_mapping(_number))
+
+    def totals(self, norm: str = "squared") -> tuple[float, float]:
+        """Predicted and realised error of all layers, added up in `norm`, as in Solve."""
+        return total_error(self.predicted.values(), norm), total_error(self.realised.values(), norm)
+
+
+@dataclass(frozen=True)
+class Note(Kind):
+    """Something that whoever reads the record should know."""
+
+    kind: ClassVar[str] = "note"
+    text: str = _as(_text)
+
+
+KINDS: dict[str, type[Kind]] = {kind.kind: kind for kind in (Start, Solve, Steps, Realised, Note)}
+
+
+def from_dict(content: Any) -> Kind:
+    """The inverse of `Kind.to_dict`.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    kind = KINDS.get(str(content.get("kind"))) if isinstance(content, dict) else None
+    if kind is None:
+        got = content.get("kind") if isinstance(content, dict) else content
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {got!r:.60}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in content.items():
+        if name == "kind":
+            continue
+        if name not in fields:
+            raise ValueError(f'{kind.kind}: unknown key "{name}", known are {", ".join(fields)}')
+        try:
+            values[name] = fields[name].metadata["read"](value)
+        except ValueError as error:
+            raise ValueError(f"{kind.kind}: {name} {error}") from None
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{kind.kind}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def ring_bytes(layers: Sequence[LayerInfo], world_size: int) -> float:
+    """Bytes that a rank sends in a ring allreduce of these layers' gradients."""
+    return 2 * (world_size - 1) * sum(layer.dense_bytes for layer in layers) / world_size
+
+
+def total_error(squared_errors: Any, norm: str) -> float:
+    """Layers' squared errors added up: as they are (`squared`) or as L2 norms (`l2`)."""
+    return math.fsum(math.sqrt(error) if norm == "l2" else error for error in squared_errors)
+
+
+def _plain(value: Any) -> Any:
+    """JSON's form of a field: numpy numbers become Python's, what JSON lacks becomes text."""
+    if isinstance(value, Choice):
+        return str(value)
+    if isinstance(value, LayerInfo):
+        return [value.name, list(value.shape), value.dtype]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

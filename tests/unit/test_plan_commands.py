@@ -1,0 +1,268 @@
+"""`plan show`, `plan diff`, `plan solve`, and the nominal bytes that they show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import REFERENCE, error_table, gpt_layers, greedy, write_run
+
+from lgreco import _C
+from lgreco.__main__ import main
+from lgreco.choice import Quantize, parse
+from lgreco.config import Config
+from lgreco.error_table import ErrorTable
+from lgreco.layer import LayerInfo
+from lgreco.nominal_bytes import nominal_bytes
+from lgreco.plan import Plan, resolve
+from lgreco.plan_solve import Budget, solve_table
+from lgreco.plan_source import load_plan
+from lgreco.record import Recorder, read
+
+SMALL = gpt_layers(1)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(main, list(map(str, arguments)))
+
+
+def squeezed(text: str) -> str:
+    """Without spaces and the bars that part cells here, so that a table's layout does not count."""
+    return "".join(text.replace("|", "").split())
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Puts a greedy solver in lgreco.solver's place and keeps what it is called with."""
+    seen: list[dict[str, Any]] = []
+
+    def solve(errors: Any, costs: Any, budget: float, method: str = "dp", reference: Any = None) -> Any:
+        seen.append({"errors": errors, "costs": costs, "budget": budget, "method": method, "reference": reference})
+        stand_in = types.SimpleNamespace(squared_errors=errors, costs=costs, choices=range(errors.shape[1]))
+        if sum(np.nanmin(errors, axis=1)) > budget:
+            raise ValueError(f"no plan is within the budget {budget}")
+        columns = greedy(stand_in, budget)  # type: ignore[arg-type]  # has what greedy looks at
+        return types.SimpleNamespace(choices=columns, cost=0.0, error=0.0, lower_bound=0.0, gap=0.0125)
+
+    monkeypatch.setitem(sys.modules, "lgreco.solver", types.SimpleNamespace(solve=solve))
+    return seen
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    error_table(100, layers=SMALL).save(tmp_path / "table.json")
+    return tmp_path / "table.json"
+
+
+def test_show_a_plan_of_yaml(tmp_path: Path) -> None:
+    plan = resolve(Config(), SMALL)
+    (tmp_path / "plan.yaml").write_text(plan.to_yaml())
+    result = run("plan", "show", tmp_path / "plan.yaml")
+    assert result.exit_code == 0, result.output
+    text = squeezed(result.output)
+    assert plan.fingerprint()[:12] in text
+    assert (
+        squeezed("|blocks.0.mlp_in.weight|1024x256|quantize(bits=4,block=512)|default|1,048,576|135,168|7.76|") in text
+    )
+    assert "nominal" in result.output
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_show_the_last_plan_of_a_record(tmp_path: Path, as_folder: bool) -> None:
+    path = tmp_path / "record.jsonl"
+    write_run(path, layers=SMALL, solves=2)
+    result = run("plan", "show", tmp_path if as_folder else path)
+    assert result.exit_code == 0, result.output
+    last = read(path).solves[-1]
+    text = squeezed(result.output)
+    assert "record.jsonl,step70" in text
+    name = "blocks.0.mlp_in.weight"
+    sent = f"{round(last.layer_bytes[name] * 4 / 6):,}"
+    assert squeezed(f"|{name}|1024x256|{squeezed(str(last.plan[name]))}|1,048,576|{sent}|") in text
+    assert squeezed(f"|{last.dense_bytes / last.wire_bytes:.2f}|") in text
+    assert "nominal" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lgreco_plan: 2", r"plan.yaml: plan: lgreco_plan must be 1, got 2"),
+        (b"\xff\xfe", r"neither a plan (YAML) nor a record"),
+        (b'{"kind": "start"}\n', r"line 1: no record of a run: start: missing"),
+    ],
+)
+def test_show_refuses_what_is_no_plan_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "plan.yaml").write_bytes(content)
+    result = run("plan", "show", tmp_path / "plan.yaml")
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert run("plan", "show", tmp_path / "none.yaml").exit_code == 1
+
+
+def test_show_says_that_a_record_holds_no_plan_yet(tmp_path: Path) -> None:
+    write_run(tmp_path / "record.jsonl", layers=SMALL, solves=0)
+    result = run("plan", "show", tmp_path)
+    assert result.exit_code == 1
+    assert "the record holds no plan, no solve is noted up to step" in result.output
+
+
+def test_a_plan_of_layers_that_the_start_lacks_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "full.jsonl", layers=SMALL, solves=1)
+    record = read(tmp_path / "full.jsonl")
+    with Recorder(tmp_path / "record.jsonl") as recorder:
+        recorder.start(dataclasses.replace(record.start, layers=SMALL[1:]))
+        recorder.solve(record.solves[0])
+    with pytest.raises(ValueError, match=r'the plan of step 20 names the layer "token_embedding.weight", the start'):
+        load_plan(tmp_path)
+
+
+def test_diff_lists_the_layers_that_differ(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(resolve(Config(), SMALL).to_yaml())
+    changed = Config(layers={"head.weight": "quantize(bits=2)"})
+    (tmp_path / "b.yaml").write_text(resolve(changed, [*SMALL[1:], LayerInfo("new", (4,), "fp32")]).to_yaml())
+    result = run("plan", "diff", tmp_path / "a.yaml", tmp_path / "b.yaml")
+    assert result.exit_code == 0, result.output
+    text = squeezed(result.output)
+    assert squeezed("|head.weight|quantize(bits=4,block=512)|quantize(bits=2,block=512)|33,792|17,408|") in text
+    assert squeezed("|token_embedding.weight|quantize(bits=4,block=512)|-|33,792|-|") in text
+    assert squeezed("|new|-|dense(dtype=fp32)|-|16|") in text
+    assert "3differ" in text
+    assert "blocks.0" not in text
+
+
+def test_diff_of_equal_plans_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(resolve(Config(), SMALL).to_yaml())
+    result = run("plan", "diff", tmp_path / "a.yaml", tmp_path / "a.yaml")
+    assert result.exit_code == 0
+    assert f"equal: {len(SMALL)} layers, plan" in result.output
+
+
+def test_solve_spends_the_references_error_and_compares(tmp_path: Path, table: Path, calls: list[Any]) -> None:
+    result = run("plan", "solve", table, "--reference", "lowrank(rank=8)", "--out", tmp_path / "plan.yaml")
+    assert result.exit_code == 0, result.output
+    loaded = ErrorTable.load(table)
+    reference = loaded.uniform(REFERENCE)
+    error = sum(loaded.squared_errors[row, column] for row, column in enumerate(reference))
+    assert calls[0]["budget"] == pytest.approx(error)
+    assert tuple(calls[0]["reference"]) == reference
+    assert (calls[0]["method"], calls[0]["reference"].dtype) == ("dp", np.int32)
+    plan = Plan.from_yaml((tmp_path / "plan.yaml").read_text())
+    columns = [loaded.index(choice) for choice in plan.values()]
+    cost = sum(loaded.costs[row, column] for row, column in enumerate(columns))
+    uniform = sum(loaded.costs[row, column] for row, column in enumerate(reference))
+    text = squeezed(result.output)
+    assert squeezed(f"|solved|{cost:,.0f}|") in text
+    assert squeezed(f"|lowrank(rank=8,factors=int8)|{uniform:,.0f}|") in text
+    assert squeezed(f"|1.00|{uniform / cost:.2f}|") in text
+    assert "topk:nonewithinthelimit" in text
+    assert "gap 1.250%" in result.output
+    assert list(plan) == [layer.name for layer in SMALL]
+
+
+@pytest.mark.parametrize("norm", ["squared", "l2"])
+def test_solve_within_a_share_of_the_norm(table: Path, calls: list[Any], norm: str) -> None:
+    result = run("plan", "solve", table, "--relative-error", "0.25", "--norm", norm, "--method", "lagrangian")
+    assert result.exit_code == 0, result.output
+    norms = ErrorTable.load(table).squared_norms
+    expected = norms if norm == "squared" else np.sqrt(norms)
+    assert calls[0]["budget"] == pytest.approx(0.25 * expected.sum())
+    assert (calls[0]["method"], calls[0]["reference"]) == ("lagrangian", None)
+
+
+def test_solve_within_bytes_exchanges_the_tables(table: Path, calls: list[Any]) -> None:
+    result = run("plan", "solve", table, "--bytes", "200000")
+    assert result.exit_code == 0, result.output
+    assert calls[0]["budget"] == 200000
+    loaded = ErrorTable.load(table)
+    assert np.array_equal(calls[0]["errors"], np.where(loaded.offered, loaded.costs, np.nan), equal_nan=True)
+    assert np.array_equal(calls[0]["costs"], loaded.squared_errors, equal_nan=True)
+    solved = solve_table(loaded, Budget(bytes=200000.0))
+    assert solved.spent.cost <= 200000
+    assert solved.limit == solved.spent.error
+
+
+def test_the_best_uniform_choice_is_the_cheapest_within_the_limit(calls: list[Any]) -> None:
+    made = error_table(100, layers=SMALL)
+    solved = solve_table(made, Budget(reference=REFERENCE, alpha=1.0))
+    assert [uniform.family for uniform in solved.uniforms] == ["dense", "quantize", "topk", "lowrank"]
+    for uniform in solved.uniforms:
+        within = []
+        for column, choice in enumerate(made.choices):
+            columns = made.uniform(choice)
+            error = math.fsum(made.squared_errors[row, each] for row, each in enumerate(columns))
+            if choice.codec == uniform.family and error <= solved.limit * (1 + 1e-12):
+                within.append((math.fsum(made.costs[row, each] for row, each in enumerate(columns)), column))
+        assert (uniform.spent.cost if uniform.spent else None) == (min(within)[0] if within else None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget-alpha", "2", "--bytes", "5"], "one budget may be given, got --budget-alpha and --bytes"),
+        (["--bytes", "-1"], "--bytes must be a number from 0, got -1.0"),
+        (["--relative-error", "nan"], "--relative-error must be a number from 0, got nan"),
+        (["--reference", "lowrank(rank=7)"], "choice must be one of dense(dtype=fp32), "),
+        (["--reference", "lowrnk"], "unknown codec 'lowrnk'"),
+        (["--bytes", "5"], "no plan is within the budget 5.0"),
+    ],
+)
+def test_solve_refuses_in_one_line(table: Path, calls: list[Any], options: list[str], message: str) -> None:
+    result = run("plan", "solve", table, *options)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_solve_refuses_a_damaged_table(table: Path, calls: list[Any]) -> None:
+    table.write_text(table.read_text()[:-40])
+    result = run("plan", "solve", table)
+    assert result.exit_code == 1
+    assert "table.json: not valid JSON" in result.output
+    assert calls == []
+
+
+@given(
+    st.integers(0, 5000),
+    st.integers(1, 8),
+    st.sampled_from([32, 512, 4096]),
+    st.sampled_from(["fp32", "bf16"]),
+    st.sampled_from(["minmax", "symmetric"]),
+)
+def test_nominal_bytes_of_quantisation_are_the_engines_but_for_padding(
+    numel: int, bits: int, block: int, scales: str, grid: str
+) -> None:
+    choice = Quantize(bits=bits, block=block, scales=scales, grid=grid)
+    native = _C.quantize_wire_bytes((bits, block, grid == "symmetric", False, scales == "bf16"), numel)
+    nominal = nominal_bytes(LayerInfo("w", (numel,), "fp32"), choice)
+    assert nominal <= native <= nominal + 8 * (numel // block + 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "shape", "expected"),
+    [
+        ("dense", (10, 3), 120),
+        ("dense(dtype=bf16)", (10, 3), 60),
+        ("quantize(bits=4, block=512)", (0, 3), 0),
+        ("randomk(density=0.01)", (4096, 2), 2 * 41 * 4),
+        ("topk(density=0.5, block=32, values=fp32)", (32,), 16 * 4 + 4),  # a bitmap is smaller than 3 bits an index
+        ("topk(density=0.01, values=int8)", (1,), 6),  # one value, its scale, an index of one bit
+        ("lowrank(rank=8, factors=fp32)", (64, 32), 8 * 96 * 4),
+        ("lowrank(rank=8, factors=int8)", (64, 4, 8), 8 * 96 + 2 * 8 * 4),
+        ("lowrank(rank=8, factors=int8, q=int4)", (64, 32), 8 * 64 + 8 * 16 + 2 * 8 * 4),
+        ("lowrank(rank=8, factors=int8, iterate=alternate)", (64, 32), (8 * 96 + 2 * 8 * 4) // 2),
+        ("lowrank(rank=8, factors=fp32)", (64,), 65 * 4),
+        ("lowrank(rank=8, factors=fp32)", (), 8),
+    ],
+)
+def test_nominal_bytes(choice: str, shape: tuple[int, ...], expected: int) -> None:
+    assert nominal_bytes(LayerInfo("w", shape, "fp32"), parse(choice)) == expected

@@ -11,14 +11,14 @@ from lgreco.config import Config
 from lgreco.layer import LayerInfo
 
 
-def make_cpu_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+def make_cpu_group(group: dist.ProcessGroup, purpose: str = "lgreco") -> dist.ProcessGroup:
     """A Gloo group of the same ranks and time limit, for lgreco's messages alone; collective over `group`."""
     made = dist.new_group(
         ranks=dist.get_process_group_ranks(group),
         timeout=timeout_of(group),
         backend="gloo",
         use_local_synchronization=True,
-        group_desc="lgreco",
+        group_desc=purpose,
     )
     assert isinstance(made, dist.ProcessGroup), "every rank of the group makes it"
     return made

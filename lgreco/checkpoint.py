@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,14 @@ def pack(engine: Any, config: Config, layers: Sequence[LayerInfo], rank: int, wo
         "config": config.to_dict(),
         "shapes": {layer.name: list(layer.shape) for layer in layers},
         "residuals": {
-            part.name: {"sender": part.sender, "owner": part.owner, "owner_offset": part.owner_offset} for part in parts
+            part.name: {
+                "sender": part.sender,
+                "owner": part.owner,
+                "owner_offset": part.owner_offset,
+                "warm_p": part.warm_p,
+                "warm_q": part.warm_q,
+            }
+            for part in parts
         },
     }
 
@@ -36,6 +43,7 @@ def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = states[0]
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
+        **({"solver": first["solver"]} if "solver" in first else {}),  # the same on every rank
         "ranks": [state["residuals"] for state in states],
     }
 
@@ -64,15 +72,29 @@ def check(state: Mapping[str, Any]) -> None:
         )
 
 
-def load(engine: Any, state: Mapping[str, Any], layers: Sequence[LayerInfo], rank: int, world_size: int) -> None:
-    """Puts a checked state into the engine; see `State.load_state_dict` for the rules."""
+def load(
+    engine: Any,
+    state: Mapping[str, Any],
+    layers: Sequence[LayerInfo],
+    rank: int,
+    world_size: int,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Puts a checked state into the engine; see `State.load_state_dict` for the rules.
+
+    `before` is called when nothing can be refused any more and nothing has changed yet.
+    """
     expected = {layer.name: list(layer.shape) for layer in layers}
     if dict(state["shapes"]) != expected:
         raise ValueError(f"the checkpoint is of another model: {_difference(state['shapes'], expected)}")
     residuals = _residuals_for(state, expected, rank, world_size)
     parts = [
-        _C.LayerResidual(name, part["sender"], part["owner"], part["owner_offset"]) for name, part in residuals.items()
+        _C.LayerResidual(
+            name, part["sender"], part["owner"], part["owner_offset"], part.get("warm_p"), part.get("warm_q")
+        )
+        for name, part in residuals.items()
     ]
+    before()
     engine.load(state["steps"], parts)
 
 
@@ -109,28 +131,35 @@ def _checked(residuals: Any, shapes: Mapping[str, list[int]]) -> Mapping[str, An
             raise ValueError(f'layer "{name}": its residual must have sender, owner and owner_offset: damaged?')
         numel = torch.Size(shapes[name]).numel()
         sender, owner, offset = part["sender"], part["owner"], part["owner_offset"]
-        if sender.numel() != numel or (owner is not None and not 0 <= offset <= numel - owner.numel()):
+        if sender is not None and sender.numel() != numel:
             raise ValueError(f'layer "{name}" has {numel} elements, its saved residual {sender.numel()}: damaged?')
+        if owner is not None and not 0 <= offset <= numel - owner.numel():
+            raise ValueError(f'layer "{name}" has {numel} elements, its owner residual ends beyond them: damaged?')
     return residuals
 
 
 def _redistribute(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Residuals for every rank of another world size: the old senders' mean plus the owners' residuals.
 
-    What is still to be added to the averaged gradient is sum(sender) / W + owner, and stays so at any new W.
+    What is still to be added to the averaged gradient is sum(sender) / W + owner, and stays so at any new W. Warm
+    starts are the same on all ranks.
     """
     merged: dict[str, Any] = {}
-    for name in {name: None for residuals in ranks for name in residuals}:
-        total = torch.zeros_like(ranks[0][name]["sender"], dtype=torch.float32)
-        for residuals in ranks:
-            total += residuals[name]["sender"]
-        total /= len(ranks)
-        for residuals in ranks:
-            owner, offset = residuals[name]["owner"], residuals[name]["owner_offset"]
-            if owner is not None:
-                total[offset : offset + owner.numel()] += owner
-        merged[name] = {"sender": total, "owner": None, "owner_offset": 0}
+    for name, first in ranks[0].items():
+        parts = [residuals[name] for residuals in ranks]
+        merged[name] = {**first, "sender": _still_to_add(parts), "owner": None, "owner_offset": 0}
     return merged
+
+
+def _still_to_add(parts: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+    if parts[0]["sender"] is None:
+        return None
+    total = torch.stack([part["sender"].float() for part in parts]).mean(dim=0)
+    for part in parts:
+        owner, offset = part["owner"], part["owner_offset"]
+        if owner is not None:
+            total[offset : offset + owner.numel()] += owner
+    return total
 
 
 def _difference(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from lgreco.choice import Choice, parse
+from lgreco.solver_config import SolverConfig
 from lgreco.spelling import did_you_mean
 from lgreco.yaml_mapping import read_yaml_mapping
 
@@ -37,6 +38,8 @@ class Config(BaseModel):
         min_numel: layers with fewer elements, and 1-D layers, are dense unless a pattern of `layers` matches them.
         default: choice of every other layer.
         layers: (pattern, choice) in order, the first match wins; written as a mapping in YAML and dicts.
+        solver: where given, the layers that `default` would decide get their choices from a solver instead, again and
+            again while training runs; those that `layers` or their size decides keep theirs.
 
     Raises:
         ValueError: naming the key, its value and what is allowed, one line for each mistake.
@@ -52,6 +55,7 @@ class Config(BaseModel):
     min_numel: Count = 4096
     default: Choice = parse("quantize(bits=4, block=512)")
     layers: tuple[Rule, ...] = ()
+    solver: SolverConfig | None = None
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -100,7 +104,12 @@ class Config(BaseModel):
 
     def difference(self, other: Config) -> list[str]:
         """Keys in which two configs differ, such as `seed` or `layers["*.bias"]`; empty for equal ones."""
-        keys = [key for key in type(self).model_fields if key != "layers" and getattr(self, key) != getattr(other, key)]
+        simple = [key for key in type(self).model_fields if key not in ("layers", "solver")]
+        keys = [key for key in simple if getattr(self, key) != getattr(other, key)]
+        if self.solver is not None and other.solver is not None:
+            keys += [f"solver.{key}" for key in self.solver.difference(other.solver)]
+        elif self.solver != other.solver:
+            keys.append("solver")
         mine, theirs = dict(self.layers), dict(other.layers)
         patterns = [pattern for pattern in {**mine, **theirs} if mine.get(pattern) != theirs.get(pattern)]
         keys += [f'layers["{pattern}"]' for pattern in patterns]
@@ -128,6 +137,15 @@ class Config(BaseModel):
         if not isinstance(value, tuple):
             raise ValueError(f"must map patterns to choices, got {value!r}")
         return tuple(_read_rule(pair) for pair in value)
+
+    @field_validator("solver", mode="before")
+    @classmethod
+    def _read_solver(cls, value: object) -> object:
+        if value is None or isinstance(value, SolverConfig):
+            return value
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"must map the solver's settings to values, got {value!r}")
+        return SolverConfig(**value)
 
     @field_serializer("default")
     def _write_choice(self, value: Choice) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from lgreco.choice import Choice, Dense, parse
+from lgreco import _C
+from lgreco.choice import Choice, Dense, LowRank, parse
 from lgreco.config import Config
 from lgreco.layer import LayerInfo
 from lgreco.yaml_mapping import parse_yaml_mapping
@@ -101,7 +103,8 @@ def resolve(config: Config, layers: Sequence[LayerInfo]) -> Plan:
     """Gives each layer its choice.
 
     The first pattern that matches a layer's name decides (fnmatch, case counts). Where none does, 1-D layers and those
-    below `config.min_numel` elements are dense (fp32), every other gets `config.default`.
+    below `config.min_numel` elements are dense (fp32), every other gets `config.default`. No layer gets a choice that
+    would send more bytes than dense, such as a rank above the matrix's own: it stays dense, and `because` says so.
 
     Raises:
         ValueError: for a pattern that matches no layer (lists close names), or a name given twice.
@@ -118,7 +121,31 @@ def resolve(config: Config, layers: Sequence[LayerInfo]) -> Plan:
     return Plan(_planned(config, layer) for layer in layers)
 
 
+def worth_it(layer: LayerInfo, choice: Choice) -> bool:
+    """Whether a choice sends no more bytes for this layer than dense in the gradient's own type; padding included."""
+    if isinstance(choice, LowRank) and choice.rank > min(matrix_shape(layer.shape)):
+        return False
+    return wire_bytes(layer, choice, 2) <= max(wire_bytes(layer, Dense(layer.dtype), 2), wire_bytes(layer, Dense(), 2))
+
+
+def wire_bytes(layer: LayerInfo, choice: Choice, world_size: int) -> float:
+    """Bytes that one rank sends for a layer per step: both rounds and all stages, mean over ranks, without headers."""
+    return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), world_size)
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The matrix that low rank sees: the first dimension by all others."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
 def _planned(config: Config, layer: LayerInfo) -> PlannedLayer:
+    planned = _wanted(config, layer)
+    if worth_it(layer, planned.choice):
+        return planned
+    return PlannedLayer(layer, Dense(), f"{planned.because}, but {planned.choice} costs more than dense")
+
+
+def _wanted(config: Config, layer: LayerInfo) -> PlannedLayer:
     for pattern, choice in config.layers:
         if fnmatchcase(layer.name, pattern):
             return PlannedLayer(layer, choice, f'pattern "{pattern}"')

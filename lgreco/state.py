@@ -16,9 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgreco import _C, checkpoint
 from lgreco.agreement import agree, make_cpu_group, timeout_of
+from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
+from lgreco.controller import Controller
 from lgreco.layer import LayerInfo, layer_of
+from lgreco.peers import Peers
 from lgreco.plan import Plan, resolve
+from lgreco.plan_log import PlanLog
+from lgreco.replay import Replay
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
 
@@ -53,6 +58,7 @@ class State:
         self._pending: Mapping[str, Any] | None = None
         self._closed = False
         self._faults: Any = None
+        self._controller: Controller | Replay | None = None
 
     @property
     def rank(self) -> int:
@@ -66,13 +72,15 @@ class State:
 
     @property
     def plan(self) -> Plan:
-        """Layer name -> choice, as it applies after the warm-up steps.
+        """Layer name -> choice, as it applies after the warm-up steps; with a solver, the plan in force now.
 
         Raises:
             RuntimeError: before the layers are known (not attached, or no backward yet in the conventional form).
         """
         if self._plan is None:
             raise RuntimeError("no plan yet: the config is not enabled, or no backward has shown the layers so far")
+        if self._controller is not None:
+            return self._controller.plan(int(self._engine.stats()["steps"]))
         return self._plan
 
     def stats(self) -> dict[str, float]:
@@ -109,7 +117,12 @@ class State:
         Returns:
             Plain containers and tensors, so that torch.load(weights_only=True) reads it back.
         """
-        return checkpoint.pack(self._engine, self.config, self._layers, self.rank, self.world_size)
+        if self._controller is not None:
+            self._controller.wait(self._engine.committed_steps())
+        packed = checkpoint.pack(self._engine, self.config, self._layers, self.rank, self.world_size)
+        if self._controller is not None:
+            packed["solver"] = self._controller.state()
+        return packed
 
     def gather(self) -> dict[str, Any]:
         """All ranks' states in one dict, the same on every rank; collective. Loads at any world size."""
@@ -135,7 +148,22 @@ class State:
         if self._engine is None:
             self._pending = state  # the layers are not known yet
             return
-        checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size)
+        controller = self._controller
+
+        def load_plans() -> None:
+            if controller is not None:
+                controller.load(state.get("solver"), state["steps"])
+
+        checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size, load_plans)
+
+    def note_step(self, loss: float | None = None, step_ms: float | None = None) -> None:
+        """Adds a step to the record (`solver.record`): bytes and codec time, and what the caller knows of it.
+
+        Call it after each step; every `solver.record_every` steps their means are written. Without a record it does
+        nothing.
+        """
+        if self._controller is not None:
+            self._controller.note_step(self._engine.stats(), loss, step_ms)
 
     def discard(self) -> None:
         """Drops what the last step wrote (residuals, step count).
@@ -150,7 +178,9 @@ class State:
         if self._closed:
             return
         self._closed = True
-        if self._engine is not None:
+        if self._controller is not None:
+            self._controller.close(int(self._engine.stats()["steps"]), self._engine.close)
+        elif self._engine is not None:
             self._engine.close()
 
     def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
@@ -166,6 +196,9 @@ class State:
             self._cpu_group = make_cpu_group(ddp.process_group)
             agree(self._cpu_group, self.config, self._layers)
         self._plan = resolve(self.config, self._layers)
+        offers = self._offers(self._plan)
+        if offers is not None:
+            self._plan = offers.plan(offers.reference, "reference")
         self._engine = _C.Engine(
             _settings(self.config, ddp.process_group),
             self._cpu_group,
@@ -176,10 +209,37 @@ class State:
             _scale_of(scaler, parameters),
             self._faults,
         )
+        if offers is not None:
+            self._controller = self._make_controller(offers)
+            self._controller.start()
         _open_states.add(self)
         if self._pending is not None:
             self.load_state_dict(self._pending)
             self._pending = None
+
+    def _offers(self, plan: Plan) -> Offers | None:
+        """What the solver may choose; None where there is none, or nothing to exchange."""
+        solver = self.config.solver
+        if solver is None or self.world_size == 1:
+            return None
+        free = [is_free(self.config, layer) for layer in self._layers]
+        return make_offers(solver, plan, free, self.world_size, self.config.residual)
+
+    def _make_controller(self, offers: Offers) -> Controller | Replay:
+        solver, group = self.config.solver, self._group
+        assert solver is not None, "there are offers"
+        assert group is not None, "DDP's group is known"
+        if solver.plan_replay is not None:
+            return Replay(offers, solver.plan_replay, self._engine)
+        return Controller(
+            offers,
+            solver,
+            self._engine,
+            Peers(make_cpu_group(group, "lgreco-tables")),
+            PlanLog(self.config, solver, offers, self.rank, self.world_size),
+            seed=self.config.seed,
+            warmup_steps=self.config.warmup_steps,
+        )
 
     def _register(self, ddp: DistributedDataParallel) -> None:
         self._engine.register_on(ddp.reducer)

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/choice_from.h"
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
@@ -22,18 +23,16 @@ namespace py = pybind11;
 using engine::Engine;
 using transports::Faults;
 
-codecs::Choice choice_from(const py::dict& fields) {
-  codecs::Choice choice;
-  for (const auto& [key, value] : fields) {
-    const auto name = py::cast<std::string>(key);
-    const auto text = py::cast<std::string>(py::str(value));
-    if (name == "codec") {
-      choice.codec = text;
-    } else {
-      choice.parameters[name] = text;
-    }
-  }
-  return choice;
+std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
+  std::vector<codecs::Choice> choices;
+  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
+  return choices;
+}
+
+std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
+  std::vector<codecs::Choice> choices;
+  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
+  return choices;
 }
 
 // An engine may die wherever the last reference is dropped, DDP's reducer included; its lanes need
@@ -68,8 +67,7 @@ std::shared_ptr<Engine> make_engine(
     layers.push_back({names[i], parameters[i].sizes().vec(), parameters[i].numel(),
                       engine::dtype_of(parameters[i], concat("layer '", names[i], "'"))});
   }
-  std::vector<codecs::Choice> native;
-  for (const py::dict& fields : choices) native.push_back(choice_from(fields));
+  const std::vector<codecs::Choice> native = choices_from(choices);
 
   engine::EngineOptions options;
   options.rank = ddp_group->getRank();
@@ -104,6 +102,30 @@ std::shared_ptr<Engine> make_engine(
           destroy};
 }
 
+/// By watched layer: (offset, owner's residual from there on), or none.
+std::vector<std::optional<std::pair<int64_t, at::Tensor>>> owed_of(const engine::Snapshot& snapshot) {
+  std::vector<std::optional<std::pair<int64_t, at::Tensor>>> owed(snapshot.owed.size());
+  for (size_t i = 0; i < owed.size(); ++i) {
+    if (snapshot.owed[i].defined()) owed[i].emplace(snapshot.owed_offsets[i], snapshot.owed[i]);
+  }
+  return owed;
+}
+
+/// A tensor that may be undefined, as Python sees it.
+template <auto kMember>
+std::optional<at::Tensor> optional_of(const engine::LayerResidual& part) {
+  const at::Tensor& tensor = part.*kMember;
+  if (!tensor.defined()) return std::nullopt;
+  return tensor;
+}
+
+// Bytes that one rank sends for a layer per step, mean over ranks: both rounds, all stages.
+double layer_wire_bytes(const std::vector<int64_t>& shape, const std::string& dtype,
+                        const py::dict& choice, int world_size) {
+  LayerSpec layer{"layer", shape, c10::multiply_integers(shape), dtype_from(dtype)};
+  return engine::Plan({std::move(layer)}, {choice_from(choice)}, world_size).wire_bytes(0);
+}
+
 void bind_faults(py::module_& module) {
   py::class_<Faults, std::shared_ptr<Faults>>(module, "Faults", "Faults made on purpose, for tests.")
       .def(py::init<>())
@@ -135,21 +157,36 @@ void bind_settings(py::module_& module) {
 void bind_engine(py::module_& module) {
   bind_faults(module);
   bind_settings(module);
+  module.def("layer_wire_bytes", &layer_wire_bytes, py::arg("shape"), py::arg("dtype"),
+             py::arg("choice"), py::arg("world_size"));
   py::class_<engine::LayerResidual>(module, "LayerResidual", "One layer's residuals on this rank.")
-      .def(py::init([](std::string name, at::Tensor sender, std::optional<at::Tensor> owner,
-                       int64_t owner_offset) {
-             return engine::LayerResidual{std::move(name), std::move(sender),
-                                          owner ? *owner : at::Tensor(), owner_offset};
+      .def(py::init([](std::string name, std::optional<at::Tensor> sender,
+                       std::optional<at::Tensor> owner, int64_t owner_offset,
+                       std::optional<at::Tensor> warm_p, std::optional<at::Tensor> warm_q) {
+             const auto given = [](const std::optional<at::Tensor>& tensor) {
+               return tensor ? *tensor : at::Tensor();
+             };
+             return engine::LayerResidual{std::move(name), given(sender), given(owner),
+                                          owner_offset,    given(warm_p), given(warm_q)};
            }),
-           py::arg("name"), py::arg("sender"), py::arg("owner"), py::arg("owner_offset"))
+           py::arg("name"), py::arg("sender"), py::arg("owner"), py::arg("owner_offset"),
+           py::arg("warm_p") = std::nullopt, py::arg("warm_q") = std::nullopt)
       .def_readonly("name", &engine::LayerResidual::name)
-      .def_readonly("sender", &engine::LayerResidual::sender)
-      .def_property_readonly("owner",
-                             [](const engine::LayerResidual& r) -> std::optional<at::Tensor> {
-                               if (!r.owner.defined()) return std::nullopt;
-                               return r.owner;
-                             })
+      .def_property_readonly("sender", optional_of<&engine::LayerResidual::sender>)
+      .def_property_readonly("owner", optional_of<&engine::LayerResidual::owner>)
+      .def_property_readonly("warm_p", optional_of<&engine::LayerResidual::warm_p>)
+      .def_property_readonly("warm_q", optional_of<&engine::LayerResidual::warm_q>)
       .def_readonly("owner_offset", &engine::LayerResidual::owner_offset);
+
+  using engine::Snapshot;
+  py::class_<Snapshot, std::shared_ptr<Snapshot>>(
+      module, "Snapshot", "What watched layers held before a step's exchange, and what it delivered.")
+      .def_readonly("step", &Snapshot::step)
+      .def_readonly("layers", &Snapshot::layers)
+      .def_readonly("values", &Snapshot::values)
+      .def_readonly("delivered", &Snapshot::delivered)
+      .def_property_readonly("owed", &owed_of)
+      .def_readonly("dropped", &Snapshot::dropped);
 
   const auto released = py::call_guard<py::gil_scoped_release>();
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine", "The engine behind lgreco.State.")
@@ -168,6 +205,24 @@ void bind_engine(py::module_& module) {
             return std::make_shared<torch::jit::PythonFutureWrapper>(engine.run(bucket));
           },
           released)
+      .def("watch", &Engine::watch, py::arg("step"), py::arg("layers"))
+      .def("next_snapshot", &Engine::next_snapshot, released)
+      .def("promise_plan", &Engine::promise_plan, py::arg("step"))
+      .def(
+          "set_plan",
+          [](Engine& engine, uint64_t step, const std::optional<std::vector<py::dict>>& choices) {
+            std::optional<std::vector<codecs::Choice>> native;
+            if (choices) native = choices_from(*choices);
+            const py::gil_scoped_release release;
+            engine.set_plan(step, native);
+          },
+          py::arg("step"), py::arg("choices"))
+      .def(
+          "replace_plans",
+          [](Engine& engine, const std::vector<py::dict>& choices) {
+            engine.replace_plans(choices_from(choices));
+          },
+          py::arg("choices"))
       .def("discard", &Engine::discard, released)
       .def("close", &Engine::close, released)
       .def("committed_steps", &Engine::committed_steps, released)
@@ -180,6 +235,8 @@ void bind_engine(py::module_& module) {
         out["steps"] = stats.steps;
         out["wire_bytes"] = stats.wire_bytes;
         out["buffer_bytes"] = stats.buffer_bytes;
+        out["codec_ms"] = stats.codec_ms;
+        out["exposed_ms"] = stats.exposed_ms;
         out["residual_bytes"] = engine.residual_bytes();
         return out;
       });

@@ -30,4 +30,6 @@ PYBIND11_MODULE(_C, module) {
   lgreco::bindings::bind_engine(module);
   lgreco::bindings::bind_kernels(module);
   lgreco::bindings::bind_cuda_kernels(module);
+  lgreco::bindings::bind_solver(module);
+  lgreco::bindings::bind_simulate(module);
 }

@@ -30,6 +30,9 @@ inline DType dtype_from(const std::string& name) {
   throw ValueError(concat("dtype must be fp32, bf16 or fp16, got '", name, "'"));
 }
 
+/// The least multiple of `unit` that is not below `value`.
+constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
 /// One parameter tensor. Its index in the model's list of layers is its id everywhere below Python.
 struct LayerSpec {
   std::string name;

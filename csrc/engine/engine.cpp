@@ -3,6 +3,9 @@
 
 #include <ATen/core/jit_type.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "core/error.h"
 
 namespace lgreco::engine {
@@ -10,7 +13,10 @@ namespace lgreco::engine {
 Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
                std::vector<at::Tensor> parameters, const std::vector<codecs::Choice>& choices,
                std::optional<at::Tensor> scale, const MakeExchange& make_exchange)
-    : options_(options), parameters_(std::move(parameters)), scale_(std::move(scale)) {
+    : options_(options),
+      parameters_(std::move(parameters)),
+      watches_(std::make_shared<Watches>(layers)),
+      scale_(std::move(scale)) {
   require(parameters_.size() == layers.size(), "one parameter per layer: got ", parameters_.size(),
           " parameters and ", layers.size(), " layers");
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -18,13 +24,69 @@ Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
   }
   const std::vector<codecs::Choice> dense(layers.size(), {"dense", {{"dtype", "fp32"}}});
   warmup_plan_ = std::make_shared<const Plan>(layers, dense, options.world_size);
-  plan_ = std::make_shared<const Plan>(std::move(layers), choices, options.world_size);
-  if (options.world_size > 1) exchange_ = make_exchange(options.exchange, parameters_, plan_in_force());
+  plans_[0] = std::make_shared<const Plan>(std::move(layers), choices, options.world_size);
+  ExchangeOptions exchange = options.exchange;
+  exchange.watches = watches_;
+  if (options.world_size > 1) exchange_ = make_exchange(exchange, parameters_, plan_of_step(0));
 }
 
-const std::shared_ptr<const Plan>& Engine::plan_in_force() {
-  const uint64_t steps = exchange_ ? exchange_->steps_so_far() : 0;
-  return steps < options_.warmup_steps ? warmup_plan_ : plan_;
+std::shared_ptr<const Plan> Engine::compile(const std::vector<codecs::Choice>& choices,
+                                            const Plan* before) const {
+  return std::make_shared<const Plan>(warmup_plan_->layers(), choices, options_.world_size, before);
+}
+
+void Engine::promise_plan(uint64_t step) {
+  const std::lock_guard lock(plans_mutex_);
+  plans_.try_emplace(step, nullptr);
+}
+
+void Engine::set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices) {
+  std::shared_ptr<const Plan> before;
+  {
+    const std::lock_guard lock(plans_mutex_);
+    for (const auto& [first, plan] : plans_) {
+      if (first < step && plan) before = plan;
+    }
+  }
+  std::shared_ptr<const Plan> plan = choices ? compile(*choices, before.get()) : nullptr;
+  {
+    const std::lock_guard lock(plans_mutex_);
+    if (before && (!plan || before->fingerprint() == plan->fingerprint())) {
+      plans_.erase(step);  // the one before it stays in force
+    } else if (plan) {
+      plans_[step] = std::move(plan);
+    }
+  }
+  plan_set_.notify_all();
+}
+
+void Engine::replace_plans(const std::vector<codecs::Choice>& choices) {
+  std::shared_ptr<const Plan> plan = compile(choices, nullptr);
+  const std::lock_guard lock(plans_mutex_);
+  plans_.clear();
+  plans_[0] = std::move(plan);
+}
+
+// The latest plan that is due at a step; one that is due but only promised is waited for.
+std::shared_ptr<const Plan> Engine::plan_of_step(uint64_t step) {
+  std::unique_lock lock(plans_mutex_);
+  const auto due = [&] {
+    const auto later = plans_.upper_bound(step);
+    return later == plans_.begin() ? later : std::prev(later);
+  };
+  plan_set_.wait(lock, [&] { return closed_ || due()->second != nullptr; });
+  ensure(!closed_, "the compressed exchange was closed (state.close()); no backward may follow");
+  return step < options_.warmup_steps ? warmup_plan_ : due()->second;
+}
+
+void Engine::close() {
+  {
+    const std::lock_guard lock(plans_mutex_);
+    closed_ = true;
+  }
+  plan_set_.notify_all();
+  if (exchange_) exchange_->close();
+  watches_->close();
 }
 
 void Engine::layers_of(c10d::GradBucket& bucket) {
@@ -49,7 +111,7 @@ FuturePtr Engine::run(c10d::GradBucket& bucket) {
     return future;
   }
   if (bucket.getIndex() == 0) {
-    exchange_->begin_step(plan_in_force(), scale_);
+    exchange_->begin_step(plan_of_step(exchange_->steps_so_far()), scale_);
   }
   layers_of(bucket);
   return exchange_->run({.index = static_cast<int32_t>(bucket.getIndex()),
@@ -70,16 +132,20 @@ std::vector<LayerResidual> Engine::residuals() {
   const Plan& plan = exchange_->plan();
   std::vector<LayerResidual> out;
   for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
-    const at::Tensor sender = exchange_->residuals().of_layer(plan, layer);
-    if (!sender.defined()) continue;
+    const Residuals& residuals = exchange_->residuals();
+    const auto copy = [](const at::Tensor& tensor) {
+      return tensor.defined() ? tensor.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()
+                              : tensor;
+    };
     LayerResidual part;
     part.name = plan.layers()[layer].name;
-    part.sender = sender.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
-    const auto [owner, offset] = exchange_->residuals().of_owner(plan, layer, options_.rank);
-    if (owner.defined()) {
-      part.owner = owner.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
-      part.owner_offset = offset;
-    }
+    part.sender = copy(residuals.of_layer(plan, layer));
+    part.warm_p = copy(residuals.of_factor(plan, layer, 0));
+    part.warm_q = copy(residuals.of_factor(plan, layer, 1));
+    if (!part.sender.defined() && !part.warm_q.defined()) continue;
+    const auto [owner, offset] = residuals.of_owner(plan, layer, options_.rank);
+    part.owner = copy(owner);
+    if (owner.defined()) part.owner_offset = offset;
     out.push_back(std::move(part));
   }
   return out;
@@ -89,27 +155,41 @@ void Engine::load(uint64_t committed_steps, const std::vector<LayerResidual>& re
   if (!exchange_) return;
   exchange_->settle();
   exchange_->set_committed_steps(committed_steps);
-  exchange_->restart(plan_in_force());
+  // The plan that the residuals were saved under; if the next step's is another, they move as ever.
+  exchange_->restart(plan_of_step(committed_steps == 0 ? 0 : committed_steps - 1));
   const Plan& plan = exchange_->plan();
   std::unordered_map<std::string, const LayerResidual*> by_name;
   for (const LayerResidual& part : residuals) by_name[part.name] = &part;
   for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
     const auto found = by_name.find(plan.layers()[layer].name);
     if (found == by_name.end()) continue;
-    const LayerResidual& part = *found->second;
-    const at::Tensor sender = exchange_->residuals().of_layer(plan, layer);
-    const auto [owner, offset] = exchange_->residuals().of_owner(plan, layer, options_.rank);
-    if (!sender.defined()) continue;
-    require(part.sender.numel() == sender.numel(), "layer '", part.name, "' has ", sender.numel(),
-            " elements, its saved residual ", part.sender.numel(), ": a checkpoint of another model");
-    sender.copy_(part.sender);
-    if (!part.owner.defined()) continue;
-    if (owner.defined() && offset == part.owner_offset && owner.numel() == part.owner.numel()) {
-      owner.copy_(part.owner);
-    } else {  // other owners than when it was saved: back to the sender, which is exact
-      sender.narrow(0, part.owner_offset, part.owner.numel())
-          .add_(part.owner.to(sender.device()), static_cast<double>(options_.world_size));
-    }
+    load_layer(plan, layer, *found->second);
+  }
+}
+
+void Engine::load_layer(const Plan& plan, int32_t layer, const LayerResidual& part) {
+  const Residuals& residuals = exchange_->residuals();
+  for (const int side : {0, 1}) {
+    const at::Tensor mine = residuals.of_factor(plan, layer, side);
+    const at::Tensor& saved = side == 0 ? part.warm_p : part.warm_q;
+    if (!mine.defined() || !saved.defined()) continue;
+    require(saved.dim() == 2 && saved.size(1) == mine.size(1), "layer '", part.name,
+            "': its saved factor has shape ", saved.sizes(), ", expected ", mine.sizes());
+    const int64_t columns = std::min(mine.size(0), saved.size(0));
+    mine.narrow(0, 0, columns).copy_(saved.narrow(0, 0, columns));
+  }
+  const at::Tensor sender = residuals.of_layer(plan, layer);
+  if (!sender.defined() || !part.sender.defined()) return;
+  require(part.sender.numel() == sender.numel(), "layer '", part.name, "' has ", sender.numel(),
+          " elements, its saved residual ", part.sender.numel(), ": a checkpoint of another model");
+  sender.copy_(part.sender);
+  if (!part.owner.defined()) return;
+  const auto [owner, offset] = residuals.of_owner(plan, layer, options_.rank);
+  if (owner.defined() && offset == part.owner_offset && owner.numel() == part.owner.numel()) {
+    owner.copy_(part.owner);
+  } else {  // other owners than when it was saved: back to the sender, which is exact
+    sender.narrow(0, part.owner_offset, part.owner.numel())
+        .add_(part.owner.to(sender.device()), static_cast<double>(options_.world_size));
   }
 }
 

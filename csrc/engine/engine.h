@@ -3,8 +3,11 @@
 
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
+#include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -25,9 +28,10 @@ struct EngineOptions {
 /// One layer's part of a rank's state. Tensors are copies, fp32 or bf16, flat, on the CPU.
 struct LayerResidual {
   std::string name;
-  at::Tensor sender;  ///< [numel]
+  at::Tensor sender;  ///< [numel]; undefined where no residual is kept
   at::Tensor owner;   ///< of the elements from owner_offset on; undefined where this rank owns none
   int64_t owner_offset = 0;
+  at::Tensor warm_p, warm_q;  ///< [rank, length]; undefined where no factor is kept
 };
 
 class Engine {
@@ -44,12 +48,22 @@ class Engine {
   /// Starts averaging a bucket in place and returns at once.
   FuturePtr run(c10d::GradBucket& bucket);
 
+  /// Asks for a snapshot; see engine/watches.h.
+  void watch(uint64_t step, const std::vector<int32_t>& layers) { watches_->watch(step, layers); }
+  std::shared_ptr<Snapshot> next_snapshot() { return watches_->next(); }
+
+  /// A plan will be set that is in force from `step` on; that step waits for it.
+  void promise_plan(uint64_t step);
+  /// Puts `choices` (one a layer) in force from `step` on, or keeps what is in force where there are
+  /// none. Steps that have begun are not affected. Throws ValueError where a choice is not allowed.
+  void set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices);
+  /// Forgets all plans and promises; `choices` are in force from the first step on. Before load().
+  void replace_plans(const std::vector<codecs::Choice>& choices);
+
   void discard() {
     if (exchange_) exchange_->discard();
   }
-  void close() {
-    if (exchange_) exchange_->close();
-  }
+  void close();
   /// Ends the transaction of the last step; throws while a backward is under way.
   uint64_t committed_steps();
   std::vector<LayerResidual> residuals();
@@ -58,16 +72,24 @@ class Engine {
 
   ExchangeStats stats() const { return exchange_ ? exchange_->stats() : ExchangeStats{}; }
   int64_t residual_bytes() { return exchange_ ? exchange_->residuals().bytes() : 0; }
-  uint64_t fingerprint() const { return plan_->fingerprint(); }
+  uint64_t fingerprint() const { return exchange_ ? exchange_->plan().fingerprint() : 0; }
 
  private:
   void layers_of(c10d::GradBucket& bucket);
-  const std::shared_ptr<const Plan>& plan_in_force();
+  std::shared_ptr<const Plan> compile(const std::vector<codecs::Choice>& choices,
+                                      const Plan* before) const;
+  std::shared_ptr<const Plan> plan_of_step(uint64_t step);
+  void load_layer(const Plan& plan, int32_t layer, const LayerResidual& part);
 
   const EngineOptions options_;
   const std::vector<at::Tensor> parameters_;
   std::unordered_map<const at::TensorImpl*, int32_t> layer_by_parameter_;
-  std::shared_ptr<const Plan> warmup_plan_, plan_;
+  const std::shared_ptr<Watches> watches_;
+  std::shared_ptr<const Plan> warmup_plan_;
+  std::mutex plans_mutex_;
+  std::condition_variable plan_set_;
+  std::map<uint64_t, std::shared_ptr<const Plan>> plans_;  ///< by first step in force; null: promised
+  bool closed_ = false;
   std::optional<at::Tensor> scale_;
   std::unique_ptr<Exchange> exchange_;
   std::vector<int32_t> bucket_layers_;  ///< scratch of run()

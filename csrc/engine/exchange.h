@@ -11,6 +11,7 @@
 
 #include "engine/plan.h"
 #include "engine/residuals.h"
+#include "engine/watches.h"
 
 namespace lgreco::engine {
 
@@ -31,13 +32,16 @@ struct ExchangeOptions {
   int64_t window_bytes = 2048 * 1024;  ///< posted receives of one round
   std::chrono::milliseconds timeout{30 * 60 * 1000};
   int check_replicas_every = 0;  ///< steps; 0: never
+  std::shared_ptr<Watches> watches;
 };
 
 /// Counters of the last step, and what is held.
 struct ExchangeStats {
   int64_t steps = 0;         ///< committed
   int64_t wire_bytes = 0;    ///< sent by this rank
-  int64_t buffer_bytes = 0;  ///< wire buffers and inboxes held
+  int64_t buffer_bytes = 0;  ///< wire buffers, inboxes and factors held
+  double codec_ms = 0.0;     ///< what the codec lane worked
+  double exposed_ms = 0.0;   ///< from the last bucket's start to its end: what backward cannot hide
 };
 
 class Exchange {

@@ -5,12 +5,13 @@
 
 namespace lgreco::engine {
 
-Job::Job(const Plan& plan, const std::vector<int32_t>& bucket_layers, int64_t chunk_bytes,
+Job::Job(const Plan& plan, const std::vector<int32_t>& bucket_layers, const ExchangeOptions& options,
          transports::Transport& transport)
     : layers(bucket_layers),
-      layout(plan, layers, transport.rank(), chunk_bytes),
+      layout(plan, layers, transport.rank(), options.chunk_bytes),
       world_size(transport.size()),
-      first_own(layout.first_chunk_of(transport.rank())) {
+      first_own(layout.first_chunk_of(transport.rank())),
+      factors(plan, layout, options.residual_dtype == DType::kFloat32) {
   const int rank = transport.rank();
   const int own_count = layout.chunk_count_of(rank);
   wire = at::zeros({layout.wire_bytes()}, at::kByte);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/exchange.h"
+#include "engine/factors.h"
 #include "engine/layout.h"
 #include "transports/transport.h"
 
@@ -15,8 +16,11 @@ namespace lgreco::engine {
 struct Job {
   using MessagePtr = std::unique_ptr<transports::Message>;
 
-  Job(const Plan& plan, const std::vector<int32_t>& bucket_layers, int64_t chunk_bytes,
+  Job(const Plan& plan, const std::vector<int32_t>& bucket_layers, const ExchangeOptions& options,
       transports::Transport& transport);
+
+  /// Whether a chunk travels in the step under way.
+  bool active_chunk(int32_t id) const { return takes_part(layout.chunks()[id].turn, committed_steps); }
 
   uint8_t* wire_of(const Chunk& chunk) { return wire.mutable_data_ptr<uint8_t>() + chunk.wire_offset; }
   /// Where `peer`'s payload of one of this rank's own chunks lies.
@@ -31,6 +35,8 @@ struct Job {
     return static_cast<size_t>(chunk - first_own) * world_size + peer;
   }
 
+  int64_t buffer_bytes() const { return wire.numel() + inbox.numel() + factors.bytes(); }
+
   /// Waits until the network has taken all that was sent; only then may the buffers go. A send that
   /// fails here is left to fail on the rank that waits for it.
   void finish_sends(std::chrono::milliseconds timeout);
@@ -41,6 +47,7 @@ struct Job {
   const Layout layout;
   const int world_size;
   const int32_t first_own;                         ///< id of this rank's first own chunk
+  Factors factors;                                 ///< of low-rank layers
   at::Tensor wire, inbox;                          ///< uint8
   std::vector<MessagePtr> scatter_out, gather_in;  ///< by chunk; null for own chunks
   std::vector<MessagePtr> from_peers, to_peers;    ///< by slot; null for the own rank
@@ -51,9 +58,12 @@ struct Job {
   uint8_t* gradient = nullptr;
   DType dtype = DType::kFloat32;
   int32_t bucket = 0;
+  bool last = false;  ///< of the step's buckets
+  uint64_t committed_steps = 0;
   FuturePtr future;
   std::vector<uint8_t> sent;  ///< by chunk: the scatter message; by slot after them: the gather's
-  int32_t decodes_left = 0;
+  int32_t decodes_left[kStages] = {0, 0};  ///< active chunks by stage
+  int32_t finishes_left = 0;               ///< factored layers
   bool nonfinite = false;
 
   // Guarded by the exchange's mutex.

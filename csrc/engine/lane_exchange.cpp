@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "engine/clock.h"
 #include "engine/tensor_dtype.h"
 
 namespace lgreco::engine {
@@ -30,28 +31,31 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
       residuals_(std::make_unique<Residuals>(*plan_, rank_, options.residual_dtype, at::kCPU)),
       payloads_(world_size_) {
   codec_lane_ = std::make_unique<CodecLane>([this](const Task& task) { work(task); });
+  for (Lanes& lanes : receive_lanes_) lanes = make_lanes();
+  const auto limit = options.timeout * 9 / 10;
+  const auto period =
+      std::clamp(limit / 50, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
+  watchdog_ = std::make_unique<Watchdog>(period, [this, limit] {
+    for (const Lanes& lanes : receive_lanes_) {
+      lanes.scatter->check_deadline(
+          std::chrono::milliseconds(static_cast<int64_t>(limit.count() * kScatterShare)));
+      lanes.gather->check_deadline(limit);
+    }
+  });
+}
+
+LaneExchange::Lanes LaneExchange::make_lanes() {
   const auto lost = [this](const Expected& expected, const std::string& error) {
     fail(concat("step ", attempted_steps_, ", bucket ", expected.job->bucket, ": rank ", expected.peer,
                 " is lost: ", error),
          expected.peer);
   };
-  scatter_lane_ = std::make_unique<ReceiveLane>(
-      options.window_bytes, [this](const Expected& expected) { arrived(*expected.job, expected.chunk); },
-      lost);
-  gather_lane_ = std::make_unique<ReceiveLane>(
-      options.window_bytes,
-      [this](const Expected& expected) {
-        codec_lane_->post({Task::Kind::kDecode, expected.job, expected.chunk});
-      },
-      lost);
-  const auto limit = options.timeout * 9 / 10;
-  const auto period =
-      std::clamp(limit / 50, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
-  watchdog_ = std::make_unique<Watchdog>(period, [this, limit] {
-    scatter_lane_->check_deadline(
-        std::chrono::milliseconds(static_cast<int64_t>(limit.count() * kScatterShare)));
-    gather_lane_->check_deadline(limit);
-  });
+  const auto summand = [this](const Expected& expected) { arrived(*expected.job, expected.chunk); };
+  const auto average = [this](const Expected& expected) {
+    codec_lane_->post({Task::Kind::kDecode, expected.job, expected.chunk});
+  };
+  return {std::make_unique<ReceiveLane>(options_.window_bytes, summand, lost),
+          std::make_unique<ReceiveLane>(options_.window_bytes, average, lost)};
 }
 
 void LaneExchange::settle() {
@@ -81,6 +85,8 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   scale_ = scale ? *scale->const_data_ptr<float>() : 1.0F;
   ++attempted_steps_;
   last_sent_bytes_ = sent_bytes_.exchange(0);
+  last_codec_ns_ = codec_ns_.exchange(0);
+  snapshot_ = options_.watches ? options_.watches->begin(committed_steps_) : nullptr;
   codec_lane_->post({Task::Kind::kBegin, nullptr, 0});
 }
 
@@ -102,7 +108,7 @@ Job& LaneExchange::job_for(const BucketCall& call) {
   if (index < jobs_.size() && jobs_[index]->layers != call.layers) clear_jobs(index);  // rebuilt
   if (call.last) clear_jobs(index + 1);  // fewer buckets than before
   if (index == jobs_.size()) {
-    auto job = std::make_unique<Job>(*plan_, call.layers, options_.chunk_bytes, *transport_);
+    auto job = std::make_unique<Job>(*plan_, call.layers, options_, *transport_);
     ensure(index < (1U << 12) && job->layout.largest_chunk_count() < (1 << 14),
            "a bucket may have at most 16383 chunks and a model at most 4095 buckets");
     const std::lock_guard lock(mutex_);
@@ -120,8 +126,14 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
   job.gradient = static_cast<uint8_t*>(call.buffer.mutable_data_ptr());
   job.dtype = dtype_of(call.buffer);
   job.bucket = call.index;
+  job.last = call.last;
   job.future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
-  job.decodes_left = static_cast<int32_t>(job.layout.chunks().size());
+  job.committed_steps = committed_steps_;
+  for (int32_t& left : job.decodes_left) left = 0;
+  for (size_t id = 0; id < job.layout.chunks().size(); ++id) {
+    if (job.active_chunk(static_cast<int32_t>(id))) ++job.decodes_left[job.layout.chunks()[id].stage];
+  }
+  job.finishes_left = job.factors.count();
   job.nonfinite = false;
   std::fill(job.sent.begin(), job.sent.end(), 0);
   for (int i = 0; i < job.layout.chunk_count_of(rank_); ++i) job.arrivals[i] = 0;
@@ -132,13 +144,20 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     job.active = true;
     ++active_jobs_;
   }
-  if (call.last) complete_ = true;
-  if (job.decodes_left == 0) {  // nothing but zero-element layers
+  if (call.last) {
+    complete_ = true;
+    last_bucket_began_ = std::chrono::steady_clock::now();
+  }
+  if (snapshot_) codec_lane_->post({Task::Kind::kWatch, &job, 0});
+  if (job.decodes_left[0] == 0) {  // nothing but zero-element layers
     codec_lane_->post({Task::Kind::kDecode, &job, -1});
     return future;
   }
-  expect_messages(job);
-  queue_encodes(job);
+  for (uint8_t stage = 0; stage < kStages; ++stage) {
+    if (job.decodes_left[stage] > 0) expect_messages(job, stage);
+  }
+  for (int i = 0; i < job.factors.count(); ++i) codec_lane_->post({Task::Kind::kProject, &job, i});
+  queue_encodes(job, 0);
   return future;
 }
 
@@ -151,36 +170,43 @@ int32_t LaneExchange::tag_of(const Job& job, int32_t chunk, Round round) const {
 
 // Pairwise schedule: in turn d every rank sends to the rank d after it and receives from the rank d
 // before it, so each link carries one stream each way.
-void LaneExchange::expect_messages(Job& job) {
+void LaneExchange::expect_messages(Job& job, uint8_t stage) {
+  const auto travels = [&](int32_t chunk) {
+    return job.layout.chunks()[chunk].stage == stage && job.active_chunk(chunk);
+  };
   expected_.clear();
   for (int index = 0; index < job.layout.chunk_count_of(rank_); ++index) {
     const int32_t chunk = job.first_own + index;
+    if (!travels(chunk)) continue;
     for (int turn = 1; turn < world_size_; ++turn) {
       const int peer = (rank_ - turn + world_size_) % world_size_;
       expected_.push_back({&job.scatter_in(peer, chunk), &job, chunk, peer, tag_of(job, chunk, kScatter),
                            job.layout.chunks()[chunk].bytes});
     }
   }
-  scatter_lane_->expect(expected_.data(), expected_.size());
+  receive_lanes_[stage].scatter->expect(expected_.data(), expected_.size());
   expected_.clear();
   for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
     for (int turn = 1; turn < world_size_; ++turn) {
       const int owner = (rank_ - turn + world_size_) % world_size_;
       if (index >= job.layout.chunk_count_of(owner)) continue;
       const int32_t chunk = job.layout.first_chunk_of(owner) + index;
+      if (!travels(chunk)) continue;
       expected_.push_back({job.gather_in[chunk].get(), &job, chunk, owner, tag_of(job, chunk, kGather),
                            job.layout.chunks()[chunk].bytes});
     }
   }
-  gather_lane_->expect(expected_.data(), expected_.size());
+  receive_lanes_[stage].gather->expect(expected_.data(), expected_.size());
 }
 
-void LaneExchange::queue_encodes(Job& job) {
+void LaneExchange::queue_encodes(Job& job, uint8_t stage) {
   for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
     for (int turn = 1; turn <= world_size_; ++turn) {
       const int owner = (rank_ + turn) % world_size_;
       if (index >= job.layout.chunk_count_of(owner)) continue;
-      codec_lane_->post({Task::Kind::kEncode, &job, job.layout.first_chunk_of(owner) + index});
+      const int32_t chunk = job.layout.first_chunk_of(owner) + index;
+      if (job.layout.chunks()[chunk].stage != stage || !job.active_chunk(chunk)) continue;
+      codec_lane_->post({Task::Kind::kEncode, &job, chunk});
     }
   }
 }
@@ -189,15 +215,22 @@ void LaneExchange::complete_in_order() {
   while (true) {
     FuturePtr future;
     at::Tensor buffer;
+    Job* completed = nullptr;
+    bool last = false;
     {
       const std::lock_guard lock(mutex_);
       if (failed_ || next_to_complete_ >= jobs_.size() || !jobs_[next_to_complete_]->done) return;
       Job& job = *jobs_[next_to_complete_++];
+      completed = &job;
+      last = job.last;
       job.done = false;
       if (job.nonfinite) dropped_ = true;
       future = std::move(job.future);
       buffer = job.buffer;
     }
+    if (snapshot_ && !dropped_) watch(*completed, /*delivered=*/true);
+    if (last && snapshot_) options_.watches->finish(snapshot_, dropped_);
+    if (last) exposed_ns_ = nanoseconds_since(last_bucket_began_);
     if (dropped_) buffer.fill_(std::numeric_limits<double>::infinity());
     {
       const std::lock_guard lock(mutex_);
@@ -226,7 +259,9 @@ ExchangeStats LaneExchange::stats() const {
   ExchangeStats stats;
   stats.steps = static_cast<int64_t>(committed_steps_) + (complete_ && !dropped_ ? 1 : 0);
   stats.wire_bytes = complete_ ? sent_bytes_.load() : last_sent_bytes_;
-  for (const auto& job : jobs_) stats.buffer_bytes += job->wire.numel() + job->inbox.numel();
+  stats.codec_ms = static_cast<double>(complete_ ? codec_ns_.load() : last_codec_ns_) * 1e-6;
+  stats.exposed_ms = static_cast<double>(exposed_ns_) * 1e-6;
+  for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();
   return stats;
 }
 

@@ -7,12 +7,17 @@
 //   gather lane:  an owner's average has come; queues decode
 //   decode:       over the bucket; the last one of a bucket completes it, in bucket order
 //
+// Layers of which factors travel take three more tasks each (engine/factors.h): project before their
+// first factor is encoded, advance between the stages, finish after the last decode. The second stage
+// has receive lanes of its own, so that no bucket's first stage waits behind another's second.
+//
 // An inf or NaN needs no message of its own: it is coded as such, so the owner's average, and with
 // it what every rank decodes, holds it too. A rank that gives up sends, in place of every message
 // it still owes, a header that says because of whom: so the news needs no third party.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -46,17 +51,35 @@ class LaneExchange final : public Exchange {
  private:
   enum Round : uint8_t { kScatter = 0, kGather = 1 };
 
+  struct Lanes {
+    std::unique_ptr<ReceiveLane> scatter, gather;
+  };
+
+  Lanes make_lanes();
+  template <typename Call>
+  void for_each_lane(const Call& call) {
+    for (const Lanes& lanes : receive_lanes_) {
+      call(*lanes.scatter);
+      call(*lanes.gather);
+    }
+  }
   void clear_jobs(size_t keep);
   void drain();
   Job& job_for(const BucketCall& call);
-  void expect_messages(Job& job);
-  void queue_encodes(Job& job);
+  void expect_messages(Job& job, uint8_t stage);
+  void queue_encodes(Job& job, uint8_t stage);
   void work(const Task& task);
   void begin();
   void encode(Job& job, int32_t chunk);
   void arrived(Job& job, int32_t chunk);
   void reduce(Job& job, int32_t chunk);
   void decode(Job& job, int32_t chunk);
+  bool decode_piece(Job& job, const Piece& piece, const uint8_t* wire, bool nonzero);
+  void end_stage(Job& job, uint8_t stage);
+  void finish(Job& job, int32_t factored);
+  void complete(Job& job);
+  void watch(const Job& job, bool delivered);
+  void watch_owed(int32_t layer, int32_t slot);
   void complete_in_order();
 
   void write_header(Job& job, int32_t chunk, Round round);
@@ -65,6 +88,7 @@ class LaneExchange final : public Exchange {
   void send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk, Round round);
   int32_t tag_of(const Job& job, int32_t chunk, Round round) const;
   Noise noise_of(const Tile& tile, Round round) const;
+  FactorStep factor_step() const;
 
   void fail(const std::string& message, int culprit);
   void send_failure();
@@ -91,6 +115,10 @@ class LaneExchange final : public Exchange {
   uint64_t replicas_hash_ = 0;
   std::atomic<int64_t> sent_bytes_{0};
   int64_t last_sent_bytes_ = 0;
+  std::atomic<int64_t> codec_ns_{0}, exposed_ns_{0};
+  int64_t last_codec_ns_ = 0;
+  std::chrono::steady_clock::time_point last_bucket_began_;
+  std::shared_ptr<Snapshot> snapshot_;  ///< to fill in this step; null: none is wanted
 
   mutable std::mutex mutex_;
   std::condition_variable progress_;
@@ -103,7 +131,7 @@ class LaneExchange final : public Exchange {
 
   // Last, so that they stop before what they use goes away.
   std::unique_ptr<CodecLane> codec_lane_;
-  std::unique_ptr<ReceiveLane> scatter_lane_, gather_lane_;
+  Lanes receive_lanes_[kStages];
   std::unique_ptr<Watchdog> watchdog_;
 };
 

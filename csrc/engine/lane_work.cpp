@@ -1,9 +1,9 @@
-// What the lanes do with a chunk: encode, reduce, decode; and how a failure is told to all ranks.
+// What the codec lane does with a chunk or a factored layer.
 #include <chrono>
 #include <cstring>
-#include <thread>
 
 #include "core/error.h"
+#include "engine/clock.h"
 #include "engine/lane_exchange.h"
 #include "engine/replicas.h"
 
@@ -11,10 +11,6 @@ namespace lgreco::engine {
 namespace {
 
 constexpr std::chrono::milliseconds kUntilWoken = std::chrono::hours(24 * 365);
-// Time for the headers of a rank that gives up to leave before its process may end.
-constexpr std::chrono::milliseconds kLastWords{250};
-// Time for slower ranks to take what this rank owes them before it closes.
-constexpr std::chrono::milliseconds kGoodbye{5000};
 
 bool bit(const uint32_t* bits, int64_t i) { return (bits[i / 32] >> (i % 32) & 1U) != 0; }
 
@@ -31,14 +27,22 @@ void LaneExchange::work(const Task& task) {
     const std::lock_guard lock(mutex_);
     if (failed_ || closed_) return;
   }
+  const auto began = std::chrono::steady_clock::now();
   try {
     switch (task.kind) {
-      case Task::Kind::kBegin: return begin();
-      case Task::Kind::kEncode: return encode(*task.job, task.chunk);
-      case Task::Kind::kReduce: return reduce(*task.job, task.chunk);
-      case Task::Kind::kDecode: return decode(*task.job, task.chunk);
-      case Task::Kind::kFail: return;
+      case Task::Kind::kBegin: begin(); break;
+      case Task::Kind::kWatch: watch(*task.job, /*delivered=*/false); break;
+      case Task::Kind::kProject:
+        task.job->factors.project(task.index, task.job->gradient, task.job->dtype, factor_step());
+        break;
+      case Task::Kind::kEncode: encode(*task.job, task.index); break;
+      case Task::Kind::kReduce: reduce(*task.job, task.index); break;
+      case Task::Kind::kDecode: decode(*task.job, task.index); break;
+      case Task::Kind::kAdvance: task.job->factors.advance(task.index); break;
+      case Task::Kind::kFinish: finish(*task.job, task.index); break;
+      case Task::Kind::kFail: break;
     }
+    codec_ns_ += nanoseconds_since(began);
   } catch (const std::exception& error) {
     const auto* lost = dynamic_cast<const transports::PeerError*>(&error);
     fail(concat("step ", attempted_steps_, ": ", error.what()), lost != nullptr ? lost->peer() : rank_);
@@ -55,6 +59,36 @@ Noise LaneExchange::noise_of(const Tile& tile, Round round) const {
           .step = static_cast<uint32_t>(committed_steps_),
           .stream = noise_stream(tile.layer, rank_, round),
           .first_block = tile.first_block};
+}
+
+FactorStep LaneExchange::factor_step() const {
+  return {*residuals_, scale_, committed_steps_, options_.seed};
+}
+
+// Copies what the watched layers of a bucket hold, before the exchange or after it.
+void LaneExchange::watch(const Job& job, bool delivered) {
+  int64_t offset = 0;
+  for (const int32_t layer : job.layers) {
+    const int64_t numel = plan_->layers()[layer].numel;
+    const int32_t slot = snapshot_->slots[layer];
+    if (slot >= 0) {
+      codecs::Feedback feedback;
+      if (!delivered) feedback = residuals_->sender(plan_->planned()[layer], scale_);
+      feedback.inverse_scale = 1.0F / scale_;
+      auto& tensors = delivered ? snapshot_->delivered : snapshot_->values;
+      kernels::lowrank_gather(job.gradient + offset * element_bytes(job.dtype), job.dtype, numel,
+                              feedback, tensors[slot].mutable_data_ptr<float>());
+      if (!delivered) watch_owed(layer, slot);
+    }
+    offset += numel;
+  }
+}
+
+// What an owner still owes is part of what it averages, so it belongs to the exact result.
+void LaneExchange::watch_owed(int32_t layer, int32_t slot) {
+  const auto [owed, offset] = residuals_->of_owner(*plan_, layer, rank_);
+  snapshot_->owed[slot] = owed.defined() ? owed.to(at::kFloat, false, /*copy=*/true) : owed;
+  snapshot_->owed_offsets[slot] = offset;
 }
 
 void LaneExchange::write_header(Job& job, int32_t chunk, Round round) {
@@ -134,10 +168,21 @@ void LaneExchange::encode(Job& job, int32_t id) {
   for (int32_t i = 0; i < chunk.piece_count; ++i) {
     const Piece& piece = job.layout.pieces()[chunk.first_piece + i];
     const Tile& tile = plan_->tiles()[piece.tile];
-    const auto findings = plan_->codec_of(tile).encode(
-        job.gradient + piece.bucket_offset * element_bytes(job.dtype), job.dtype, tile.numel,
-        residuals_->sender(tile, scale_), noise_of(tile, kScatter), wire + piece.wire_offset);
-    set_bit(bits_of(wire), i, findings.nonzero);
+    const codecs::Codec& codec = plan_->codec_of(tile);
+    bool nonzero = false;
+    if (tile.factor) {
+      nonzero = job.factors.nonzero(piece);
+      codec.encode(job.factors.value(piece), DType::kFloat32, tile.numel,
+                   job.factors.sender_error(piece, tile), noise_of(tile, kScatter),
+                   wire + piece.wire_offset);
+    } else {
+      nonzero = codec
+                    .encode(job.gradient + piece.offset * element_bytes(job.dtype), job.dtype,
+                            tile.numel, residuals_->sender(tile, scale_), noise_of(tile, kScatter),
+                            wire + piece.wire_offset)
+                    .nonzero;
+    }
+    set_bit(bits_of(wire), i, nonzero);
   }
   if (own) {
     arrived(job, id);
@@ -171,9 +216,10 @@ void LaneExchange::reduce(Job& job, int32_t id) {
     }
     set_bit(bits_of(out), i, nonzero);
     if (nonzero) {
-      plan_->codec_of(tile).reduce(payloads_.data(), world_size_, factor, tile.numel,
-                                   residuals_->owner(tile, scale_), noise_of(tile, kGather),
-                                   out + piece.wire_offset);
+      const codecs::Feedback feedback =
+          tile.factor ? job.factors.owner_error(piece, tile) : residuals_->owner(tile, scale_);
+      plan_->codec_of(tile).reduce(payloads_.data(), world_size_, factor, tile.numel, feedback,
+                                   noise_of(tile, kGather), out + piece.wire_offset);
     } else {
       residuals_->keep_owner(tile);
     }
@@ -188,123 +234,63 @@ void LaneExchange::reduce(Job& job, int32_t id) {
 }
 
 void LaneExchange::decode(Job& job, int32_t id) {
-  if (id >= 0) {
-    const Chunk& chunk = job.layout.chunks()[id];
-    const uint8_t* wire = job.wire_of(chunk);
-    if (chunk.owner != rank_) check_header(job, id, kGather, chunk.owner, wire);
-    for (int32_t i = 0; i < chunk.piece_count; ++i) {
-      const Piece& piece = job.layout.pieces()[chunk.first_piece + i];
-      const Tile& tile = plan_->tiles()[piece.tile];
-      uint8_t* out = job.gradient + piece.bucket_offset * element_bytes(job.dtype);
-      if (bit(bits_of(wire), i)) {
-        job.nonfinite |=
-            plan_->codec_of(tile)
-                .decode(wire + piece.wire_offset, tile.numel, noise_of(tile, kGather), out, job.dtype)
-                .nonfinite;
-      } else {  // zero on every rank: nothing was coded, nothing was left out
-        std::memset(out, 0, tile.numel * element_bytes(job.dtype));
-        residuals_->keep_sender(tile);
-      }
-    }
-    if (--job.decodes_left > 0) return;
+  if (id < 0) return complete(job);
+  const Chunk& chunk = job.layout.chunks()[id];
+  const uint8_t* wire = job.wire_of(chunk);
+  if (chunk.owner != rank_) check_header(job, id, kGather, chunk.owner, wire);
+  for (int32_t i = 0; i < chunk.piece_count; ++i) {
+    const Piece& piece = job.layout.pieces()[chunk.first_piece + i];
+    job.nonfinite |= decode_piece(job, piece, wire + piece.wire_offset, bit(bits_of(wire), i));
   }
+  if (--job.decodes_left[chunk.stage] == 0) end_stage(job, chunk.stage);
+}
+
+// Returns whether an inf or NaN came out. A piece that is zero on every rank was not coded.
+bool LaneExchange::decode_piece(Job& job, const Piece& piece, const uint8_t* wire, bool nonzero) {
+  const Tile& tile = plan_->tiles()[piece.tile];
+  const codecs::Codec& codec = plan_->codec_of(tile);
+  if (tile.factor) {
+    job.factors.set_nonzero(piece, nonzero);
+    return nonzero && codec
+                          .decode(wire, tile.numel, noise_of(tile, kGather), job.factors.mean(piece),
+                                  DType::kFloat32)
+                          .nonfinite;
+  }
+  uint8_t* out = job.gradient + piece.offset * element_bytes(job.dtype);
+  if (nonzero) {
+    return codec.decode(wire, tile.numel, noise_of(tile, kGather), out, job.dtype).nonfinite;
+  }
+  std::memset(out, 0, tile.numel * element_bytes(job.dtype));
+  residuals_->keep_sender(tile);
+  return false;
+}
+
+// All averages of a stage are here: on to the next stage, or to the end. The first stage's tasks go
+// before the second's encodes in the same queue.
+void LaneExchange::end_stage(Job& job, uint8_t stage) {
+  const bool last = stage == kStages - 1 || job.decodes_left[stage + 1] == 0;
+  for (int i = 0; i < job.factors.count(); ++i) {
+    const bool goes_on = stage == 0 && job.factors.has_second_stage(i);
+    if (goes_on) codec_lane_->post({Task::Kind::kAdvance, &job, i});
+    if (!goes_on && (stage == kStages - 1) == job.factors.has_second_stage(i)) {
+      codec_lane_->post({Task::Kind::kFinish, &job, i});
+    }
+  }
+  if (!last) return queue_encodes(job, stage + 1);
+  if (job.factors.count() == 0) complete(job);
+}
+
+void LaneExchange::finish(Job& job, int32_t factored) {
+  job.nonfinite |= job.factors.finish(factored, job.gradient, job.dtype, factor_step());
+  if (--job.finishes_left == 0) complete(job);
+}
+
+void LaneExchange::complete(Job& job) {
   {
     const std::lock_guard lock(mutex_);
     job.done = true;
   }
   complete_in_order();
-}
-
-void LaneExchange::fail(const std::string& message, int culprit) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failed_ || closed_) return;
-    failed_ = true;
-    culprit_ = culprit;
-    failure_ = concat("compressed exchange failed on rank ", rank_, " at ", message,
-                      ". Every rank stops; restart from the last checkpoint.");
-    for (const auto& job : jobs_) job->abort_sends();
-  }
-  scatter_lane_->abort();
-  gather_lane_->abort();
-  codec_lane_->post({Task::Kind::kFail, nullptr, 0});
-}
-
-void LaneExchange::send_failure() {
-  std::vector<Job*> active;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const auto& job : jobs_) {
-      if (job->active) active.push_back(job.get());
-    }
-  }
-  for (Job* job : active) {
-    for (size_t id = 0; id < job->layout.chunks().size(); ++id) {
-      send_failure_of(*job, static_cast<int32_t>(id));
-    }
-  }
-  std::this_thread::sleep_for(kLastWords);
-  std::vector<FuturePtr> futures;
-  {
-    const std::lock_guard lock(mutex_);
-    for (Job* job : active) {
-      if (job->future) futures.push_back(std::move(job->future));
-      job->active = false;
-    }
-    active_jobs_ = 0;
-  }
-  progress_.notify_all();
-  for (const FuturePtr& future : futures) {
-    future->setError(std::make_exception_ptr(Error(failure_)));
-  }
-}
-
-// In place of every message that this rank still owes for a chunk: a header that says who is lost.
-void LaneExchange::send_failure_of(Job& job, int32_t id) {
-  const bool own = job.layout.chunks()[id].owner == rank_;
-  const Round round = own ? kGather : kScatter;
-  write_header(job, id, round);
-  const auto owe = [&](transports::Message& message, uint8_t& sent) {
-    try {
-      if (sent == 0) send(message, sent, job, id, round);
-    } catch (const std::exception&) {
-      sent = 1;  // this peer is the one that is lost
-    }
-  };
-  if (!own) return owe(*job.scatter_out[id], job.sent[id]);
-  for (int peer = 0; peer < world_size_; ++peer) {
-    if (peer == rank_) continue;
-    owe(job.gather_out(peer, id), job.sent[job.layout.chunks().size() + job.slot(peer, id)]);
-  }
-}
-
-void LaneExchange::close() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (closed_) return;
-    closed_ = true;
-  }
-  watchdog_->stop();
-  scatter_lane_->abort();
-  gather_lane_->abort();
-  for (const auto& job : jobs_) {
-    if (job->active || failed_) {
-      job->abort_sends();
-    } else {
-      job->finish_sends(kGoodbye);  // a slower rank may still wait for the last averages
-    }
-  }
-  codec_lane_->stop();
-  scatter_lane_->stop();
-  gather_lane_->stop();
-  progress_.notify_all();
-  for (const auto& job : jobs_) {
-    if (job->active && job->future) {
-      job->future->setError(std::make_exception_ptr(
-          Error("the compressed exchange was closed while a bucket was in flight")));
-    }
-  }
-  jobs_.clear();
 }
 
 }  // namespace lgreco::engine

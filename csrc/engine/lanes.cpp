@@ -20,7 +20,8 @@ CodecLane::CodecLane(std::function<void(const Task&)> run)
 void CodecLane::post(const Task& task) {
   {
     const std::lock_guard lock(mutex_);
-    (task.kind == Task::Kind::kDecode ? patient_ : urgent_).push(task);
+    const bool patient = task.kind == Task::Kind::kDecode || task.kind == Task::Kind::kFinish;
+    (patient ? patient_ : urgent_).push(task);
   }
   wake_.notify_one();
 }

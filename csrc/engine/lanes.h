@@ -48,12 +48,22 @@ class Ring {
 
 struct Job;
 
-/// A piece of codec work: what to do with which chunk of which bucket.
+/// A piece of codec work: what to do with which chunk, or factored layer, of which bucket.
 struct Task {
-  enum class Kind : uint8_t { kBegin, kEncode, kReduce, kDecode, kFail };
+  enum class Kind : uint8_t {
+    kBegin,
+    kWatch,
+    kProject,
+    kEncode,
+    kReduce,
+    kDecode,
+    kAdvance,
+    kFinish,
+    kFail
+  };
   Kind kind = Kind::kEncode;
   Job* job = nullptr;
-  int32_t chunk = 0;
+  int32_t index = 0;
 };
 
 /// Runs tasks one at a time. What others wait for (encode, reduce) goes before decoding.

@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "engine/plan.h"
@@ -25,16 +27,27 @@ struct ChunkHeader {
 };
 static_assert(sizeof(ChunkHeader) == 32);
 
-/// A tile's place in the bucket and in its chunk.
+/// A tile's place in the bucket, or in the memory of the bucket's factors, and in its chunk.
 struct Piece {
   int32_t tile = 0;
-  int64_t bucket_offset = 0;  ///< elements
-  int64_t wire_offset = 0;    ///< bytes from the chunk's start
+  int32_t factored = -1;    ///< index of the factored layer it belongs to; -1: of the gradient itself
+  int64_t offset = 0;       ///< elements
+  int64_t wire_offset = 0;  ///< bytes from the chunk's start
 };
 
-/// One message a peer and round: a header, one nonzero bit a piece, the encoded pieces.
+/// A layer of the bucket of which factors are exchanged.
+struct FactoredLayer {
+  int32_t layer = 0;
+  int64_t bucket_offset = 0;           ///< elements
+  int64_t p_offset = 0, q_offset = 0;  ///< elements in the memory of the bucket's factors
+};
+
+/// One message a peer and round: a header, one nonzero bit a piece, the encoded pieces. All pieces are
+/// of one stage and take part in the same steps.
 struct Chunk {
   int32_t owner = 0;
+  uint8_t stage = 0;
+  Turn turn = Turn::kEvery;
   int32_t index = 0;  ///< among the owner's chunks of this bucket
   int32_t first_piece = 0;
   int32_t piece_count = 0;
@@ -50,23 +63,33 @@ class Layout {
 
   const std::vector<Chunk>& chunks() const { return chunks_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
-  /// Ids of the owner's chunks are [first, first + count).
+  const std::vector<FactoredLayer>& factored() const { return factored_; }
+  /// Ids of the owner's chunks are [first, first + count), the first stage's before the second's.
   int first_chunk_of(int owner) const { return owner_begin_[owner]; }
   int chunk_count_of(int owner) const { return owner_begin_[owner + 1] - owner_begin_[owner]; }
   int largest_chunk_count() const { return largest_chunk_count_; }
 
   int64_t numel() const { return numel_; }
+  int64_t factor_numel() const { return factor_numel_; }
   int64_t wire_bytes() const { return wire_bytes_; }
   /// Bytes of one peer's part of the inbox; the inbox has world_size parts, the own one unused.
   int64_t inbox_stride() const { return inbox_stride_; }
 
  private:
+  /// Pieces of one owner that may share a message, by stage and turn.
+  using Groups = std::map<std::pair<uint8_t, Turn>, std::vector<Piece>>;
+
+  void place_layer(const Plan& plan, int32_t layer, std::vector<Groups>& owned);
+  void cut_chunks(const Plan& plan, int owner, const std::vector<Piece>& tiles, int64_t chunk_bytes);
+
   int64_t numel_ = 0;
+  int64_t factor_numel_ = 0;
   int64_t wire_bytes_ = 0;
   int64_t inbox_stride_ = 0;
   int largest_chunk_count_ = 0;
   std::vector<Chunk> chunks_;
   std::vector<Piece> pieces_;
+  std::vector<FactoredLayer> factored_;
   std::vector<int32_t> owner_begin_;
 };
 

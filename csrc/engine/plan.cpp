@@ -2,7 +2,6 @@
 #include "engine/plan.h"
 
 #include <algorithm>
-#include <map>
 
 #include "codecs/registry.h"
 #include "core/error.h"
@@ -14,8 +13,6 @@ namespace {
 constexpr int64_t kTileNumel = 64 * 1024;
 // A layer below this many wire bytes is not worth a message to every rank: one owner takes it whole.
 constexpr int64_t kWholeLayerBytes = 16 * 1024;
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 void mix(uint64_t& hash, uint64_t value) {
   hash = (hash ^ value) * 0x100000001B3ULL;  // FNV-1a, a word at a time
@@ -29,21 +26,26 @@ void mix(uint64_t& hash, const std::string& text) {
 
 }  // namespace
 
-Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size)
-    : layers_(std::move(layers)), world_size_(world_size), owner_residual_numel_(world_size, 0) {
+Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
+           const Plan* before)
+    : layers_(std::move(layers)),
+      world_size_(world_size),
+      owner_load_bytes_(world_size, 0),
+      owner_residual_numel_(world_size, 0) {
   require(choices.size() == layers_.size(), "a plan needs one choice per layer: ", layers_.size(),
           " layers, ", choices.size(), " choices");
   require(world_size >= 1 && world_size <= static_cast<int>(kMaxRanks),
           "world size must be 1..4096, got ", world_size);
-  std::map<codecs::Choice, const codecs::Codec*> known;
-  std::vector<int64_t> owner_load_bytes(world_size, 0);
   fingerprint_ = 0xCBF29CE484222325ULL;
   mix(fingerprint_, static_cast<uint64_t>(world_size));
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const codecs::Codec*& codec = known[choices[i]];
-    if (codec == nullptr) codec = codecs_.emplace_back(codecs::make_codec(choices[i])).get();
-    planned_.push_back({.codec = codec});
-    compile_layer(static_cast<int32_t>(i), owner_load_bytes);
+    planned_.emplace_back();
+    if (choices[i].codec == "lowrank") {
+      compile_lowrank(static_cast<int32_t>(i), choices[i]);
+    } else {
+      const bool carries = before != nullptr && before->planned()[i].residual_offset >= 0;
+      compile_layer(static_cast<int32_t>(i), choices[i], carries);
+    }
     mix(fingerprint_, layers_[i].name);
     mix(fingerprint_,
         static_cast<uint64_t>(layers_[i].numel) * 4 + static_cast<uint64_t>(layers_[i].dtype));
@@ -51,51 +53,105 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
   }
 }
 
-void Plan::compile_layer(int32_t layer, std::vector<int64_t>& owner_load_bytes) {
+const codecs::Codec* Plan::codec_for(const codecs::Choice& choice) {
+  std::unique_ptr<codecs::Codec>& codec = codecs_[choice];
+  if (!codec) codec = codecs::make_codec(choice);
+  return codec.get();
+}
+
+void Plan::compile_layer(int32_t layer, const codecs::Choice& choice, bool carries_residual) {
   const LayerSpec& spec = layers_[layer];
   PlannedLayer& planned = planned_[layer];
-  planned.first_tile = static_cast<int32_t>(tiles_.size());
-  if (!planned.codec->lossless(spec.dtype)) {
+  planned.parts.push_back({.codec = codec_for(choice), .numel = spec.numel});
+  if (carries_residual || !planned.parts[0].codec->lossless(spec.dtype)) {
     planned.residual_offset = residual_numel_;
     residual_numel_ += round_up(spec.numel, 16);
   }
-  const int64_t block = planned.codec->block_numel();
-  const int64_t blocks = (spec.numel + block - 1) / block;
-  const int64_t bytes = planned.codec->wire_bytes(spec.numel);
+  deal_tiles(layer, 0);
+}
+
+// P first: its average is what Q is computed from. Where the two alternate, each stands alone, computed
+// from the other's last average, so both are of the first stage and both are kept.
+void Plan::compile_lowrank(int32_t layer, const codecs::Choice& choice) {
+  const LayerSpec& spec = layers_[layer];
+  PlannedLayer& planned = planned_[layer];
+  planned.lowrank = codecs::make_lowrank(choice, spec.shape);
+  const codecs::LowRank& lowrank = *planned.lowrank;
+  planned.residual_offset = residual_numel_;
+  residual_numel_ += round_up(spec.numel, 16);
+  const auto keep = [&](const codecs::FactorCoding& factor) {
+    const int64_t offset = warm_numel_;
+    warm_numel_ += round_up(lowrank.rank * factor.stride, 16);
+    return offset;
+  };
+  if (lowrank.alternate) planned.warm_p_offset = keep(lowrank.p);
+  planned.warm_q_offset = keep(lowrank.q);
+  planned.parts.push_back({.codec = codec_for(lowrank.p.choice),
+                           .numel = lowrank.rank * lowrank.p.stride,
+                           .stage = 0,
+                           .turn = lowrank.alternate ? Turn::kOdd : Turn::kEvery});
+  planned.parts.push_back({.codec = codec_for(lowrank.q.choice),
+                           .numel = lowrank.rank * lowrank.q.stride,
+                           .stage = static_cast<uint8_t>(lowrank.alternate ? 0 : 1),
+                           .turn = lowrank.alternate ? Turn::kEven : Turn::kEvery});
+  deal_tiles(layer, 0);
+  deal_tiles(layer, 1);
+}
+
+void Plan::deal_tiles(int32_t layer, uint8_t index) {
+  Part& part = planned_[layer].parts[index];
+  part.first_tile = static_cast<int32_t>(tiles_.size());
+  const int64_t block = part.codec->block_numel();
+  const int64_t blocks = (part.numel + block - 1) / block;
+  const int64_t bytes = part.codec->wire_bytes(part.numel);
   if (bytes < kWholeLayerBytes || blocks < world_size_) {
-    const auto least = std::min_element(owner_load_bytes.begin(), owner_load_bytes.end());
+    const auto least = std::min_element(owner_load_bytes_.begin(), owner_load_bytes_.end());
     *least += bytes;
-    add_tiles(layer, static_cast<int>(least - owner_load_bytes.begin()), 0, spec.numel);
+    add_tiles(layer, index, static_cast<int>(least - owner_load_bytes_.begin()), 0, part.numel);
   } else {
     for (int owner = 0; owner < world_size_; ++owner) {
       const int64_t begin = blocks * owner / world_size_ * block;
-      const int64_t end = std::min(blocks * (owner + 1) / world_size_ * block, spec.numel);
-      owner_load_bytes[owner] += planned.codec->wire_bytes(end - begin);
-      add_tiles(layer, owner, begin, end);
+      const int64_t end = std::min(blocks * (owner + 1) / world_size_ * block, part.numel);
+      owner_load_bytes_[owner] += part.codec->wire_bytes(end - begin);
+      add_tiles(layer, index, owner, begin, end);
     }
   }
-  planned.tile_count = static_cast<int32_t>(tiles_.size()) - planned.first_tile;
+  part.tile_count = static_cast<int32_t>(tiles_.size()) - part.first_tile;
 }
 
-void Plan::add_tiles(int32_t layer, int owner, int64_t begin, int64_t end) {
+void Plan::add_tiles(int32_t layer, uint8_t index, int owner, int64_t begin, int64_t end) {
   const PlannedLayer& planned = planned_[layer];
-  const int64_t block = planned.codec->block_numel();
+  const Part& part = planned.parts[index];
+  const int64_t block = part.codec->block_numel();
   const int64_t step = std::max(kTileNumel / block, int64_t{1}) * block;
   for (int64_t offset = begin; offset < end; offset += step) {
     Tile tile;
     tile.layer = layer;
     tile.owner = owner;
     tile.numel = static_cast<int32_t>(std::min(step, end - offset));
+    tile.part = index;
+    tile.factor = planned.lowrank.has_value();
     tile.first_block = static_cast<uint32_t>(offset / block);
     tile.offset = offset;
-    tile.wire_bytes = round_up(planned.codec->wire_bytes(tile.numel), kTileAlignment);
-    if (planned.residual_offset >= 0) {
+    tile.wire_bytes = round_up(part.codec->wire_bytes(tile.numel), kTileAlignment);
+    if (planned.residual_offset >= 0 && !tile.factor) {
       tile.residual_offset = planned.residual_offset + offset;
       tile.owner_residual_offset = owner_residual_numel_[owner];
       owner_residual_numel_[owner] += round_up(tile.numel, 16);
     }
     tiles_.push_back(tile);
   }
+}
+
+double Plan::wire_bytes(int32_t layer) const {
+  double bytes = 0.0;
+  for (const Part& part : planned_[layer].parts) {
+    int64_t of_part = 0;
+    for (int32_t i = 0; i < part.tile_count; ++i) of_part += tiles_[part.first_tile + i].wire_bytes;
+    bytes += static_cast<double>(of_part) * (part.turn == Turn::kEvery ? 1.0 : 0.5);
+  }
+  // Round one: all but what a rank owns itself; round two: what it owns, to each of the others.
+  return bytes * 2.0 * (world_size_ - 1) / world_size_;
 }
 
 }  // namespace lgreco::engine

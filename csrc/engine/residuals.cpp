@@ -1,8 +1,9 @@
-// What codecs left out: the sender's and the owner's residual, each in two arenas.
+// What outlives a step: the sender's and the owner's residual, and warm starts, each in two arenas.
 #include "engine/residuals.h"
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/huge_pages.h"
@@ -24,7 +25,8 @@ at::Tensor make_arena(int64_t numel, DType dtype, at::Device device) {
 }  // namespace
 
 Residuals::Residuals(const Plan& plan, int rank, std::optional<DType> dtype, at::Device device)
-    : dtype_(dtype) {
+    : dtype_(dtype), world_size_(plan.world_size()) {
+  for (at::Tensor& half : warm_.half) half = make_arena(plan.warm_numel(), DType::kFloat32, device);
   if (!dtype) return;
   for (int half = 0; half < 2; ++half) {
     sender_.half[half] = make_arena(plan.residual_numel(), *dtype, device);
@@ -44,30 +46,37 @@ codecs::Feedback Residuals::feedback(const Arena& arena, int64_t offset, float s
 
 kernels::BatchFeedback Residuals::batch(const Arena& arena, const float* scale) const {
   kernels::BatchFeedback feedback;
-  if (!dtype_) return feedback;
+  if (!arena.half[0].defined()) return feedback;
   for (int half = 0; half < 2; ++half) feedback.arenas[half] = arena.half[half].mutable_data_ptr();
-  feedback.dtype = *dtype_;
+  feedback.dtype = arena.half[0].scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
   feedback.scale = scale;
   return feedback;
 }
 
-void Residuals::keep(Arena& arena, int64_t offset, int64_t numel) {
+void Residuals::keep(const Arena& arena, int64_t offset, int64_t numel) const {
   const codecs::Feedback places = feedback(arena, offset, 1.0F);
   if (places.in != nullptr) std::memcpy(places.out, places.in, numel * element_bytes(*dtype_));
 }
 
-at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
+std::pair<at::Tensor, at::Tensor> Residuals::halves_of_layer(const Plan& plan, int32_t layer) const {
   const int64_t offset = plan.planned()[layer].residual_offset;
   if (!dtype_ || offset < 0) return {};
-  return sender_.half[committed_].narrow(0, offset, plan.layers()[layer].numel);
+  const int64_t numel = plan.layers()[layer].numel;
+  return {sender_.half[0].narrow(0, offset, numel), sender_.half[1].narrow(0, offset, numel)};
+}
+
+at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
+  const auto [first, second] = halves_of_layer(plan, layer);
+  return committed_ == 0 ? first : second;
 }
 
 std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer, int rank) const {
   const PlannedLayer& planned = plan.planned()[layer];
   const Tile* first = nullptr;
   int64_t numel = 0;
-  for (int32_t i = 0; i < planned.tile_count; ++i) {
-    const Tile& tile = plan.tiles()[planned.first_tile + i];
+  const Part& part = planned.parts[0];  // owners of factors keep nothing
+  for (int32_t i = 0; i < part.tile_count; ++i) {
+    const Tile& tile = plan.tiles()[part.first_tile + i];
     if (tile.owner != rank || tile.owner_residual_offset < 0) continue;
     if (first == nullptr) first = &tile;
     numel += tile.numel;  // an owner's tiles follow each other in the layer and in the arena
@@ -76,8 +85,24 @@ std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t lay
   return {owner_.half[committed_].narrow(0, first->owner_residual_offset, numel), first->offset};
 }
 
+at::Tensor Residuals::of_factor(const Plan& plan, int32_t layer, int side) const {
+  const PlannedLayer& planned = plan.planned()[layer];
+  const int64_t offset = side == 0 ? planned.warm_p_offset : planned.warm_q_offset;
+  if (offset < 0) return {};
+  const codecs::FactorCoding& factor = side == 0 ? planned.lowrank->p : planned.lowrank->q;
+  return warm_.half[committed_].as_strided({planned.lowrank->rank, factor.length}, {factor.stride, 1},
+                                           offset);
+}
+
 void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank) {
   for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
+    for (const int side : {0, 1}) {
+      const at::Tensor mine = of_factor(plan, layer, side),
+                       others = old.of_factor(old_plan, layer, side);
+      if (!mine.defined() || !others.defined()) continue;
+      const int64_t columns = std::min(mine.size(0), others.size(0));
+      mine.narrow(0, 0, columns).copy_(others.narrow(0, 0, columns));
+    }
     const at::Tensor target = of_layer(plan, layer);
     if (!target.defined()) continue;
     const at::Tensor sender = old.of_layer(old_plan, layer);
@@ -91,7 +116,7 @@ void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& ol
 
 int64_t Residuals::bytes() const {
   int64_t total = 0;
-  for (const Arena* arena : {&sender_, &owner_}) {
+  for (const Arena* arena : {&sender_, &owner_, &warm_}) {
     for (const at::Tensor& half : arena->half) total += half.defined() ? half.nbytes() : 0;
   }
   return total;

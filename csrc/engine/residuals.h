@@ -1,4 +1,4 @@
-// What codecs left out: the sender's and the owner's residual, each in two arenas.
+// What outlives a step: the sender's and the owner's residual, and warm starts, each in two arenas.
 //
 // A step reads the committed arena and writes the other, its shadow; committing swaps the two.
 #pragma once
@@ -20,10 +20,17 @@ class Residuals {
   codecs::Feedback sender(const Tile& tile, float scale) const {
     return feedback(sender_, tile.residual_offset, scale);
   }
+  /// Of a whole layer.
+  codecs::Feedback sender(const PlannedLayer& layer, float scale) const {
+    return feedback(sender_, layer.residual_offset, scale);
+  }
   /// Only for tiles that this rank owns.
   codecs::Feedback owner(const Tile& tile, float scale) const {
     return feedback(owner_, tile.owner_residual_offset, scale);
   }
+
+  kernels::BatchFeedback warm_batch() const { return batch(warm_, nullptr); }
+  int world_size() const { return world_size_; }
 
   /// The arenas as CUDA kernels take them; `scale` in device memory, or null.
   kernels::BatchFeedback sender_batch(const float* scale) const { return batch(sender_, scale); }
@@ -32,19 +39,36 @@ class Residuals {
   /// The shadow becomes what is committed for this tile: it was not coded in this step.
   void keep_sender(const Tile& tile) { keep(sender_, tile.residual_offset, tile.numel); }
   void keep_owner(const Tile& tile) { keep(owner_, tile.owner_residual_offset, tile.numel); }
+  void keep_sender(const PlannedLayer& layer, int64_t numel) const {
+    keep(sender_, layer.residual_offset, numel);
+  }
+
+  /// A low-rank layer's last factor, the same on every rank: what is committed, and the step's shadow.
+  const float* warm(int64_t offset) const {
+    return warm_.half[committed_].const_data_ptr<float>() + offset;
+  }
+  float* warm_shadow(int64_t offset) const {
+    return warm_.half[committed_ ^ 1].mutable_data_ptr<float>() + offset;
+  }
 
   void commit() { committed_ ^= 1; }
   /// Which half is committed, where the device has decided it.
   void set_committed(int half) { committed_ = half; }
 
+  /// Both halves of it: for those who don't know which one is committed.
+  std::pair<at::Tensor, at::Tensor> halves_of_layer(const Plan& plan, int32_t layer) const;
   /// The committed residual of a whole layer, flat, [numel]; undefined where the layer has none.
   at::Tensor of_layer(const Plan& plan, int32_t layer) const;
   /// The committed owner-side residual of the tiles of a layer that this rank owns, and the first
   /// element within the layer that it belongs to; undefined where there are none.
   std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank) const;
 
+  /// The committed factor P (0) or Q (1) of a layer, [rank, length]; undefined where none is kept.
+  at::Tensor of_factor(const Plan& plan, int32_t layer, int side) const;
+
   /// Moves all that `old` holds under `old_plan` into the committed sender residuals: the own one,
   /// plus the owner's times the world size, which gives the same average (DESIGN, The exchange).
+  /// Warm starts keep as many columns as both ranks have; further ones are seeded when they are used.
   void take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank);
 
   int64_t bytes() const;
@@ -55,10 +79,11 @@ class Residuals {
   };
   codecs::Feedback feedback(const Arena& arena, int64_t offset, float scale) const;
   kernels::BatchFeedback batch(const Arena& arena, const float* scale) const;
-  void keep(Arena& arena, int64_t offset, int64_t numel);
+  void keep(const Arena& arena, int64_t offset, int64_t numel) const;
 
   std::optional<DType> dtype_;
-  Arena sender_, owner_;
+  int world_size_ = 1;
+  Arena sender_, owner_, warm_;
   int committed_ = 0;
 };
 

@@ -7,6 +7,8 @@
 #include <ATen/core/jit_type.h>
 #include <ATen/cuda/CUDAEvent.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -52,6 +54,7 @@ class StreamExchange final : public Exchange {
       adopt_committed_half();
     }
     scale_ = std::move(scale);
+    snapshot_ = options_.watches ? options_.watches->begin(steps_begun_) : nullptr;
     const int every = options_.check_replicas_every;
     if (every > 0 && steps_begun_ % every == 0) check_replicas();
     ++steps_begun_;
@@ -66,9 +69,11 @@ class StreamExchange final : public Exchange {
     after_current_stream();
     const c10::cuda::CUDAStreamGuard guard(side_);
     call.buffer.record_stream(side_);
-    exchange(job, call.buffer);
     if (call.index == 0) sent_bytes_ = 0;
-    sent_bytes_ += 2 * (plan_->world_size() - 1) * job.section_bytes;
+    if (snapshot_) watch(job, call.buffer, /*delivered=*/false);
+    exchange(job, call.buffer);
+    if (snapshot_) watch(job, call.buffer, /*delivered=*/true);
+    if (snapshot_ && call.last) hand_over();
     auto future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get(),
                                                            std::vector<c10::Device>{device_});
     future->markCompleted(call.buffer);  // records the side stream's event
@@ -118,7 +123,7 @@ class StreamExchange final : public Exchange {
     ExchangeStats stats;
     stats.steps = static_cast<int64_t>(steps_begun_);
     stats.wire_bytes = sent_bytes_;
-    for (const auto& job : jobs_) stats.buffer_bytes += job->wire.numel() + job->inbox.numel();
+    for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();
     return stats;
   }
 
@@ -170,36 +175,110 @@ class StreamExchange final : public Exchange {
     return *jobs_[index];
   }
 
+  StreamStep step() {
+    return {.residuals = *residuals_,
+            .scale = scale_ ? scale_->const_data_ptr<float>() : nullptr,
+            .transaction = transaction(),
+            .steps_begun = steps_begun_ - 1,
+            .seed = options_.seed,
+            .stream = side_.stream()};
+  }
+
   void exchange(StreamJob& job, const at::Tensor& buffer) {
-    const kernels::CudaStream stream = side_.stream();
-    const DType dtype = dtype_of(buffer);
-    const float* scale = scale_ ? scale_->const_data_ptr<float>() : nullptr;
     void* gradient = buffer.mutable_data_ptr();
-    auto* wire = job.wire.mutable_data_ptr<uint8_t>();
-    uint8_t* own = wire + rank_ * job.section_bytes;
-    const float factor = 1.0F / static_cast<float>(plan_->world_size());
-    for (const CodecBatch& part : job.coded) {
-      kernels::batch_clear_bits(part.batch, wire, stream);
-      part.codec->encode_batch(part.batch, gradient, dtype, residuals_->sender_batch(scale),
-                               transaction(), options_.seed, wire, stream);
+    const DType dtype = dtype_of(buffer);
+    if (!job.factors.empty()) job.factors.project(gradient, dtype, step());
+    uint8_t stage = 0;
+    for (StreamGroup& group : job.groups) {
+      if (!takes_part(group.turn, steps_begun_ - 1)) continue;
+      if (group.stage != stage) job.factors.advance(step());
+      stage = group.stage;
+      exchange_group(job.factors, group, gradient, dtype);
     }
-    transports::all_to_all(*backend_, job.inbox, job.wire);
+    if (!job.factors.empty()) job.factors.finish(gradient, dtype, step());
+    kernels::transaction_poison(transaction(), gradient, dtype, buffer.numel(), side_.stream());
+  }
+
+  void exchange_group(const StreamFactors& factors, StreamGroup& group, void* gradient, DType dtype) {
+    const StreamStep now = step();
+    const kernels::CudaStream stream = now.stream;
+    auto* wire = group.wire.mutable_data_ptr<uint8_t>();
+    uint8_t* own = wire + rank_ * group.section_bytes;
+    const float factor = 1.0F / static_cast<float>(plan_->world_size());
+    for (const CodecBatch& part : group.coded) {
+      kernels::batch_clear_bits(part.batch, wire, stream);
+      const void* source = part.factor ? factors.values() : gradient;
+      part.codec->encode_batch(
+          part.batch, source, part.factor ? DType::kFloat32 : dtype,
+          part.factor ? factors.sender_error() : residuals_->sender_batch(now.scale), transaction(),
+          options_.seed, wire, stream);
+    }
+    const LayerBits& bits = group.bits;
+    kernels::copy_bits(bits.to_wire.data(), bits.to_wire.count, factors.bits(), wire, stream);
+    transports::all_to_all(*backend_, group.inbox, group.wire);
     kernels::BatchPayloads payloads;
-    payloads.inbox = job.inbox.const_data_ptr<uint8_t>();
-    payloads.stride_bytes = job.section_bytes;
+    payloads.inbox = group.inbox.const_data_ptr<uint8_t>();
+    payloads.stride_bytes = group.section_bytes;
     payloads.count = plan_->world_size();
-    for (const CodecBatch& part : job.reduced) {
+    for (const CodecBatch& part : group.reduced) {
       kernels::batch_clear_bits(part.batch, own, stream);
-      part.codec->reduce_batch(part.batch, payloads, factor, residuals_->owner_batch(scale),
+      part.codec->reduce_batch(part.batch, payloads, factor,
+                               part.factor ? factors.owner_error() : residuals_->owner_batch(now.scale),
                                transaction(), options_.seed, own, stream);
     }
-    at::Tensor section = job.wire.narrow(0, rank_ * job.section_bytes, job.section_bytes);
-    transports::all_gather(*backend_, job.wire, section);
-    for (const CodecBatch& part : job.coded) {
-      part.codec->decode_batch(part.batch, wire, gradient, dtype, residuals_->sender_batch(scale),
-                               transaction(), options_.seed, stream);
+    at::Tensor section = group.wire.narrow(0, rank_ * group.section_bytes, group.section_bytes);
+    transports::all_gather(*backend_, group.wire, section);
+    for (const CodecBatch& part : group.coded) {
+      void* target = part.factor ? static_cast<void*>(factors.means()) : gradient;
+      part.codec->decode_batch(
+          part.batch, wire, target, part.factor ? DType::kFloat32 : dtype,
+          part.factor ? factors.sender_error() : residuals_->sender_batch(now.scale), transaction(),
+          options_.seed, stream);
     }
-    kernels::transaction_poison(transaction(), gradient, dtype, buffer.numel(), stream);
+    kernels::copy_bits(bits.agreed.data(), bits.agreed.count, wire, factors.bits(), stream);
+    sent_bytes_ += 2 * (plan_->world_size() - 1) * group.section_bytes;
+  }
+
+  // Copies what the watched layers of a bucket hold, before the exchange or after it; stays on the
+  // device.
+  void watch(const StreamJob& job, const at::Tensor& bucket, bool delivered) {
+    int64_t offset = 0;
+    for (const int32_t layer : job.layers) {
+      const int64_t numel = plan_->layers()[layer].numel;
+      const int32_t slot = snapshot_->slots[layer];
+      if (slot >= 0) {
+        at::Tensor value = bucket.narrow(0, offset, numel).to(at::kFloat, false, /*copy=*/true);
+        if (scale_) value.div_(*scale_);
+        if (!delivered) add_residual(value, layer);
+        (delivered ? snapshot_->delivered : snapshot_->values)[slot] = value;
+      }
+      offset += numel;
+    }
+  }
+
+  // Only the device knows which half is committed.
+  void add_residual(at::Tensor& value, int32_t layer) {
+    const auto [first, second] = residuals_->halves_of_layer(*plan_, layer);
+    if (!first.defined()) return;
+    const at::Tensor committed = transaction_.view(at::kInt)[0];
+    value.add_(at::where(committed == 0, first, second));
+  }
+
+  // The slow path's thread fetches the copies when the device has made them.
+  void hand_over() {
+    auto made = std::make_shared<at::cuda::CUDAEvent>();
+    made->record(side_);
+    snapshot_->fetch = [made](Snapshot& snapshot) {
+      made->synchronize();
+      for (auto* tensors : {&snapshot.values, &snapshot.delivered}) {
+        for (at::Tensor& tensor : *tensors) tensor = tensor.cpu();
+      }
+      for (const at::Tensor& tensor : snapshot.delivered) {
+        snapshot.dropped |= !at::isfinite(tensor).all().item<bool>();
+      }
+    };
+    options_.watches->finish(snapshot_, /*repeated=*/false);
+    snapshot_ = nullptr;
   }
 
   // Rare and asked for, so it may wait: the parameters are hashed on the host.
@@ -235,6 +314,7 @@ class StreamExchange final : public Exchange {
   uint64_t committed_steps_ = 0;
   uint64_t step_base_ = 0;  ///< the device counts in 32 bits
   int64_t sent_bytes_ = 0;
+  std::shared_ptr<Snapshot> snapshot_;  ///< to fill in this step; null: none is wanted
   bool closed_ = false;
 };
 

@@ -1,13 +1,14 @@
 // Setting up a bucket of the CUDA exchange.
 #include "engine/stream_job.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <map>
+#include <utility>
+
+#include "engine/to_device.h"
 
 namespace lgreco::engine {
 namespace {
@@ -15,27 +16,16 @@ namespace {
 constexpr int64_t kSectionAlignment = 256;
 constexpr int64_t kOneChunk = std::numeric_limits<int64_t>::max() / 2;  // a section is one message
 
-int64_t longest_section(const Layout& layout) {
-  int64_t longest = 0;
-  for (const Chunk& chunk : layout.chunks()) longest = std::max(longest, chunk.bytes);
-  return (longest + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
-}
-
-template <typename T>
-at::Tensor to_device(const std::vector<T>& values, at::Device device) {
-  const at::Tensor host = at::empty({static_cast<int64_t>(values.size() * sizeof(T))}, at::kByte);
-  if (!values.empty()) std::memcpy(host.mutable_data_ptr(), values.data(), values.size() * sizeof(T));
-  return host.to(device);
-}
-
-using RunsByCodec = std::map<const codecs::Codec*, std::vector<kernels::BatchRun>>;
+/// By codec, those of the gradient apart from those of factors.
+using RunsByCodec = std::map<std::pair<const codecs::Codec*, bool>, std::vector<kernels::BatchRun>>;
 
 std::vector<CodecBatch> make_batches(RunsByCodec& by_codec, at::Device device) {
   std::vector<CodecBatch> batches;
-  for (auto& [codec, runs] : by_codec) {
+  for (auto& [kind, runs] : by_codec) {
     CodecBatch made;
-    made.codec = codec;
-    made.batch.block_numel = static_cast<int32_t>(codec->block_numel());
+    made.codec = kind.first;
+    made.factor = kind.second;
+    made.batch.block_numel = static_cast<int32_t>(made.codec->block_numel());
     const std::vector<uint32_t> block_runs = kernels::number_blocks(runs, made.batch.block_numel);
     made.runs = to_device(runs, device);
     made.block_runs = to_device(block_runs, device);
@@ -48,41 +38,78 @@ std::vector<CodecBatch> make_batches(RunsByCodec& by_codec, at::Device device) {
   return batches;
 }
 
+DeviceArray<kernels::BitCopy> array_of(const std::vector<kernels::BitCopy>& copies, at::Device device) {
+  return {to_device(copies, device), static_cast<uint32_t>(copies.size())};
+}
+
+/// Where the coding of a piece leaves its error: the arena of the layer, or the factors' own memory
+/// where no other factor is computed from the average.
+int64_t error_offset(const Plan& plan, const Piece& piece, const Tile& tile, int64_t arena_offset) {
+  if (!tile.factor) return arena_offset;
+  const Part& part = plan.part_of(tile);
+  return part.stage == 1 || part.turn != Turn::kEvery ? piece.offset : -1;
+}
+
 }  // namespace
 
 StreamJob::StreamJob(const Plan& plan, const std::vector<int32_t>& bucket_layers, int rank,
                      at::Device device)
-    : layers(bucket_layers),
-      layout(plan, layers, rank, kOneChunk),
-      section_bytes(longest_section(layout)) {
+    : layers(bucket_layers), layout(plan, layers, rank, kOneChunk), factors(plan, layout, device) {
+  std::map<std::pair<uint8_t, Turn>, std::vector<const Chunk*>> by_group;
+  for (const Chunk& chunk : layout.chunks()) by_group[{chunk.stage, chunk.turn}].push_back(&chunk);
+  for (const auto& [group, chunks] : by_group) {
+    groups.push_back(make_group(plan, chunks, rank, device));
+    groups.back().stage = group.first;
+    groups.back().turn = group.second;
+  }
+}
+
+StreamGroup StreamJob::make_group(const Plan& plan, const std::vector<const Chunk*>& chunks, int rank,
+                                  at::Device device) const {
+  StreamGroup group;
+  for (const Chunk* chunk : chunks) group.section_bytes = std::max(group.section_bytes, chunk->bytes);
+  group.section_bytes = round_up(group.section_bytes, kSectionAlignment);
   const auto options = at::TensorOptions().dtype(at::kByte).device(device);
-  wire = at::zeros({section_bytes * plan.world_size()}, options);
-  inbox = at::zeros({section_bytes * plan.world_size()}, options);
+  group.wire = at::zeros({group.section_bytes * plan.world_size()}, options);
+  group.inbox = at::zeros({group.section_bytes * plan.world_size()}, options);
   RunsByCodec coding, reducing;
-  for (const Chunk& chunk : layout.chunks()) {
-    const int64_t section = chunk.owner * section_bytes;
-    for (int32_t i = 0; i < chunk.piece_count; ++i) {
-      const Piece& piece = layout.pieces()[chunk.first_piece + i];
+  std::vector<kernels::BitCopy> to_wire, to_own, agreed;
+  for (const Chunk* chunk : chunks) {
+    const int64_t section = chunk->owner * group.section_bytes;
+    for (int32_t i = 0; i < chunk->piece_count; ++i) {
+      const Piece& piece = layout.pieces()[chunk->first_piece + i];
       const Tile& tile = plan.tiles()[piece.tile];
       kernels::BatchRun run;
-      run.gradient_offset = piece.bucket_offset;
-      run.residual_offset = tile.residual_offset;
+      run.gradient_offset = piece.offset;
+      run.residual_offset = error_offset(plan, piece, tile, tile.residual_offset);
       run.wire_offset = section + piece.wire_offset;
       run.bit = 8 * (section + static_cast<int64_t>(sizeof(ChunkHeader))) + i;
       run.numel = tile.numel;
       run.first_block = tile.first_block;
       run.stream = noise_stream(tile.layer, rank, 0);
-      coding[&plan.codec_of(tile)].push_back(run);
-      if (chunk.owner != rank) continue;
-      run.residual_offset = tile.owner_residual_offset;
+      coding[{&plan.codec_of(tile), tile.factor}].push_back(run);
+      if (tile.factor) {
+        to_wire.push_back({piece.factored, run.bit});
+        if (tile.offset == 0) agreed.push_back({run.bit, piece.factored});
+      }
+      if (chunk->owner != rank) continue;
+      run.residual_offset = error_offset(plan, piece, tile, tile.owner_residual_offset);
       run.wire_offset -= section;
       run.bit -= 8 * section;
       run.stream = noise_stream(tile.layer, rank, 1);
-      reducing[&plan.codec_of(tile)].push_back(run);
+      reducing[{&plan.codec_of(tile), tile.factor}].push_back(run);
     }
   }
-  coded = make_batches(coding, device);
-  reduced = make_batches(reducing, device);
+  group.coded = make_batches(coding, device);
+  group.reduced = make_batches(reducing, device);
+  group.bits = {array_of(to_wire, device), array_of(agreed, device)};
+  return group;
+}
+
+int64_t StreamJob::buffer_bytes() const {
+  int64_t total = factors.bytes();
+  for (const StreamGroup& group : groups) total += group.wire.numel() + group.inbox.numel();
+  return total;
 }
 
 }  // namespace lgreco::engine

@@ -19,6 +19,7 @@ struct Lanes {
   struct Int {
     __m256i low, high;
   };
+  static constexpr int kRegisters = 8;  ///< Floats that the processor holds
 
   LGRECO_LANES Float set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
   LGRECO_LANES Int set(int value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
@@ -33,6 +34,8 @@ struct Lanes {
   LGRECO_LANES Float mul(Float a, Float b) {
     return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
   }
+  /// a * b + c, in one rounding or in two.
+  LGRECO_LANES Float mul_add(Float a, Float b, Float c) { return add(mul(a, b), c); }
   LGRECO_LANES Float min(Float a, Float b) {
     return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
   }
@@ -55,6 +58,13 @@ struct Lanes {
     __m128 most = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     most = _mm_max_ps(most, _mm_movehl_ps(most, most));
     return _mm_cvtss_f32(_mm_max_ss(most, _mm_shuffle_ps(most, most, 1)));
+  }
+  /// Sum in a fixed order: halves, quarters, ... of the lanes.
+  LGRECO_LANES float sum(Float a) {
+    const __m256 half = _mm256_add_ps(a.low, a.high);
+    __m128 some = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    some = _mm_add_ps(some, _mm_movehl_ps(some, some));
+    return _mm_cvtss_f32(_mm_add_ss(some, _mm_shuffle_ps(some, some, 1)));
   }
   LGRECO_LANES bool any(Int a) {
     const __m256i both = _mm256_or_si256(a.low, a.high);
@@ -84,6 +94,15 @@ struct Lanes {
       return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(low), 16)),
               _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(high), 16))};
     }
+  }
+
+  /// The first `count` lanes (0 to 15); the others are zero.
+  LGRECO_LANES Float load_first(const float* at, int count) {
+    return {_mm256_maskload_ps(at, first(count)), _mm256_maskload_ps(at + 8, first(count - 8))};
+  }
+  LGRECO_LANES void store_first(float* at, int count, Float value) {
+    _mm256_maskstore_ps(at, first(count), value.low);
+    _mm256_maskstore_ps(at + 8, first(count - 8), value.high);
   }
 
   /// Stores to nearest even and returns what the stored elements read as.
@@ -118,6 +137,10 @@ struct Lanes {
   LGRECO_LANES void fence() { _mm_sfence(); }
 
  private:
+  /// All ones in the first `count` of eight lanes.
+  LGRECO_LANES __m256i first(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
   LGRECO_LANES __m256i bf16_bits(__m256 value) {
     const __m256i raw = _mm256_castps_si256(value);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(raw, 16), _mm256_set1_epi32(1));

@@ -22,6 +22,7 @@ namespace lgreco::kernels::avx512 {
 struct Lanes {
   using Float = __m512;
   using Int = __m512i;
+  static constexpr int kRegisters = 32;  ///< Floats that the processor holds
 
   LGRECO_LANES Float set(float value) { return _mm512_set1_ps(value); }
   LGRECO_LANES Int set(int value) { return _mm512_set1_epi32(value); }
@@ -30,6 +31,8 @@ struct Lanes {
   LGRECO_LANES Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   LGRECO_LANES Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   LGRECO_LANES Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  /// a * b + c, in one rounding or in two.
+  LGRECO_LANES Float mul_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   LGRECO_LANES Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   LGRECO_LANES Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   LGRECO_LANES Int bit_or(Int a, Int b) { return _mm512_or_si512(a, b); }
@@ -37,6 +40,13 @@ struct Lanes {
 
   LGRECO_LANES float lowest(Float a) { return _mm512_reduce_min_ps(a); }
   LGRECO_LANES float highest(Float a) { return _mm512_reduce_max_ps(a); }
+  /// Sum in a fixed order: halves, quarters, ... of the lanes.
+  LGRECO_LANES float sum(Float a) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 some = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    some = _mm_add_ps(some, _mm_movehl_ps(some, some));
+    return _mm_cvtss_f32(_mm_add_ss(some, _mm_shuffle_ps(some, some, 1)));
+  }
   LGRECO_LANES bool any(Int a) { return _mm512_test_epi32_mask(a, a) != 0; }
 
   /// Whether a lane has a bit besides the sign: whether a float is not zero.
@@ -56,6 +66,14 @@ struct Lanes {
       if constexpr (dtype == DType::kFloat16) return _mm512_cvtph_ps(half);
       return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
     }
+  }
+
+  /// The first `count` lanes (0 to 15); the others are zero.
+  LGRECO_LANES Float load_first(const float* at, int count) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1U), at);
+  }
+  LGRECO_LANES void store_first(float* at, int count, Float value) {
+    _mm512_mask_storeu_ps(at, static_cast<__mmask16>((1U << count) - 1U), value);
   }
 
   /// Stores to nearest even and returns what the stored elements read as.

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
 #include "kernels/run.h"
 
 namespace lgreco::kernels {
@@ -21,6 +22,10 @@ struct Factor {
   float* data = nullptr;
   int64_t stride = 0;  ///< elements between columns' beginnings
 };
+
+LGRECO_HD float* column_of(const Factor& factor, int64_t column) {
+  return factor.data + column * factor.stride;
+}
 
 /// matrix = gradient * feedback.inverse_scale + feedback.in (which may be null): the value to be coded,
 /// in the residual's scale. `matrix` may be feedback.in's or feedback.out's memory where that is fp32.
@@ -41,12 +46,15 @@ void lowrank_project_transposed(const float* matrix, int64_t rows, int64_t cols,
                                 const Factor& p, const Factor& q);
 
 /// Orthonormalises the columns in place, in order (Gram-Schmidt, each column twice). A column that is
-/// zero, not finite or linearly dependent on those before it up to rounding becomes exactly zero, so the
-/// result has columns of norm one or zero whatever comes in. Any rank, also above `length`.
+/// zero, denormal, not finite or linearly dependent on those before it up to 2^-18 of its norm becomes
+/// exactly zero, so the result has columns of norm one or zero whatever comes in. Any rank, also above
+/// `length`.
 void lowrank_orthonormalise(const Factor& factor, int64_t length, int rank);
 
 /// out = scale * p q^T over the gradient; rest = matrix - own_p own_q^T, which may be the matrix itself
-/// or null. Elements of `out` are sums over columns in ascending order. Any rank.
+/// or null (then `matrix` and the own factors are not read). Elements are sums over columns in ascending
+/// order, from zero. The own factors may be p and q themselves, which costs less than equal ones. Any
+/// rank.
 Findings lowrank_reconstruct(int64_t rows, int64_t cols, int rank, const Factor& p, const Factor& q,
                              float scale, void* out, DType dtype, const float* matrix,
                              const Factor& own_p, const Factor& own_q, void* rest, DType rest_dtype);

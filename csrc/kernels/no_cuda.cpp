@@ -1,6 +1,8 @@
 // Stands in for the CUDA kernels in a build without CUDA: every launch throws.
 #include "core/error.h"
 #include "kernels/batch.h"
+#include "kernels/lowrank_cuda.h"
+#include "kernels/lowrank_warm.h"
 
 namespace lgreco::kernels {
 namespace {
@@ -44,6 +46,27 @@ void batch_dense_reduce(DType, const Batch&, const BatchPayloads&, float, const 
 }
 void batch_dense_decode(DType, const Batch&, const uint8_t*, void*, DType, const BatchFeedback&,
                         DeviceTransaction*, CudaStream) {
+  refuse();
+}
+
+void warm_load(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTransaction*, uint64_t,
+               float*, CudaStream) {
+  refuse();
+}
+void warm_store(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTransaction*, const float*,
+                const uint8_t*, CudaStream) {
+  refuse();
+}
+void copy_bits(const BitCopy*, uint32_t, const uint8_t*, uint8_t*, CudaStream) { refuse(); }
+
+void lowrank_batch_gather(const LowRankBatch&, const void*, DType, const BatchFeedback&,
+                          DeviceTransaction*, float*, uint8_t*, CudaStream) {
+  refuse();
+}
+void lowrank_batch_orthonormalise(const LowRankFactor*, uint32_t, float*, CudaStream) { refuse(); }
+void lowrank_batch_seed(const LowRankFactor*, uint32_t, uint64_t, float*, CudaStream) { refuse(); }
+void lowrank_batch_reconstruct(const LowRankBatch&, const float*, float, const float*, const uint8_t*,
+                               void*, DType, const BatchFeedback&, DeviceTransaction*, CudaStream) {
   refuse();
 }
 

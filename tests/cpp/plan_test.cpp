@@ -24,34 +24,92 @@ LayerSpec layer(const std::string& name, int64_t numel) {
   return spec;
 }
 
-std::vector<LayerSpec> model() {
-  return {layer("embedding", 300'000), layer("bias", 7),   layer("empty", 0),
-          layer("square", 512 * 512),  layer("odd", 4097), layer("large", 3'000'001)};
+codecs::Choice lowrank(const std::string& factors, const std::string& iterate) {
+  return {"lowrank", {{"rank", "8"}, {"factors", factors}, {"q", "same"}, {"iterate", iterate}}};
 }
 
-Plan plan_for(int world_size) {
-  return Plan(model(), {kFourBits, kDense, kFourBits, kFourBits, kDense, kFourBits}, world_size);
+LayerSpec matrix(const std::string& name, int64_t rows, int64_t cols) {
+  LayerSpec spec = layer(name, rows * cols);
+  spec.shape = {rows, cols};
+  return spec;
 }
+
+std::vector<LayerSpec> model() {
+  return {layer("embedding", 300'000), layer("bias", 7),
+          layer("empty", 0),           layer("square", 512 * 512),
+          layer("odd", 4097),          layer("large", 3'000'001),
+          matrix("coded", 1000, 5000), matrix("alternating", 300, 700)};
+}
+
+std::vector<codecs::Choice> choices() {
+  return {kFourBits,
+          kDense,
+          kFourBits,
+          kFourBits,
+          kDense,
+          kFourBits,
+          lowrank("int8", "both"),
+          lowrank("fp32", "alternate")};
+}
+
+Plan plan_for(int world_size) { return Plan(model(), choices(), world_size); }
 
 TEST(Plan, TilesCoverEachLayerOnceAndBeginAtBlocks) {
   for (const int world_size : {1, 2, 3, 4, 7}) {
     const Plan plan = plan_for(world_size);
     for (size_t id = 0; id < plan.layers().size(); ++id) {
-      const PlannedLayer& planned = plan.planned()[id];
-      int64_t next = 0;
-      for (int32_t i = 0; i < planned.tile_count; ++i) {
-        const Tile& tile = plan.tiles()[planned.first_tile + i];
-        EXPECT_EQ(tile.offset, next);
-        EXPECT_EQ(tile.offset % planned.codec->block_numel(), 0);
-        EXPECT_EQ(tile.first_block, tile.offset / planned.codec->block_numel());
-        EXPECT_GE(tile.owner, 0);
-        EXPECT_LT(tile.owner, world_size);
-        EXPECT_GE(tile.wire_bytes, planned.codec->wire_bytes(tile.numel));
-        next += tile.numel;
+      for (const Part& part : plan.planned()[id].parts) {
+        int64_t next = 0;
+        for (int32_t i = 0; i < part.tile_count; ++i) {
+          const Tile& tile = plan.tiles()[part.first_tile + i];
+          EXPECT_EQ(tile.offset, next);
+          EXPECT_EQ(tile.offset % part.codec->block_numel(), 0);
+          EXPECT_EQ(tile.first_block, tile.offset / part.codec->block_numel());
+          EXPECT_GE(tile.owner, 0);
+          EXPECT_LT(tile.owner, world_size);
+          EXPECT_GE(tile.wire_bytes, part.codec->wire_bytes(tile.numel));
+          next += tile.numel;
+        }
+        EXPECT_EQ(next, part.numel);
       }
-      EXPECT_EQ(next, plan.layers()[id].numel);
+      const bool factored = plan.planned()[id].lowrank.has_value();
+      if (!factored) {
+        EXPECT_EQ(plan.planned()[id].parts[0].numel, plan.layers()[id].numel);
+      }
     }
   }
+}
+
+TEST(Plan, FactorsStartEachColumnWithABlock) {
+  const Plan plan = plan_for(3);
+  const PlannedLayer& coded = plan.planned()[6];
+  ASSERT_EQ(coded.parts.size(), 2U);
+  EXPECT_EQ(coded.lowrank->p.length, 1000);
+  EXPECT_EQ(coded.lowrank->p.stride, 1024) << "padded to whole units of a block";
+  EXPECT_EQ(coded.lowrank->q.stride % 32, 0);
+  EXPECT_GE(coded.lowrank->q.stride, 5000);
+  EXPECT_LT(coded.lowrank->q.stride, 5000 + 2 * 32) << "two blocks, each padded at most once";
+  for (const Part& part : coded.parts) EXPECT_EQ(part.numel % part.codec->block_numel(), 0);
+}
+
+TEST(Plan, ASecondFactorWaitsForTheFirstUnlessTheyTakeTurns) {
+  const Plan plan = plan_for(3);
+  const auto& both = plan.planned()[6].parts;
+  EXPECT_EQ(both[0].stage, 0);
+  EXPECT_EQ(both[1].stage, 1);
+  EXPECT_EQ(both[1].turn, Turn::kEvery);
+  const auto& alternate = plan.planned()[7].parts;
+  EXPECT_EQ(alternate[1].stage, 0);
+  EXPECT_NE(alternate[0].turn, alternate[1].turn);
+  EXPECT_TRUE(takes_part(Turn::kEven, 4) && !takes_part(Turn::kOdd, 4) && takes_part(Turn::kEvery, 4));
+}
+
+TEST(Plan, WireBytesCountBothRoundsAndHalfOfWhatTakesTurns) {
+  const Plan plan(std::vector<LayerSpec>{matrix("a", 64, 96), matrix("b", 64, 96), layer("c", 512)},
+                  {lowrank("fp32", "both"), lowrank("fp32", "alternate"), kDense}, 4);
+  EXPECT_DOUBLE_EQ(plan.wire_bytes(0), 4.0 * 8 * (64 + 96) * 2 * 3 / 4);
+  EXPECT_DOUBLE_EQ(plan.wire_bytes(1), 4.0 * 8 * (64 + 96) / 2 * 2 * 3 / 4);
+  EXPECT_DOUBLE_EQ(plan.wire_bytes(2), 4.0 * 512 * 2 * 3 / 4);
 }
 
 TEST(Plan, LargeLayersAreSharedEvenlySmallOnesStayWhole) {
@@ -68,6 +126,10 @@ TEST(Plan, ResidualsOfLossyLayersDoNotOverlap) {
   int64_t end = 0;
   std::map<int, int64_t> owner_end;
   for (const Tile& tile : plan.tiles()) {
+    if (tile.factor) {
+      EXPECT_EQ(tile.residual_offset, -1) << "the residual is the layer's, not the factor's";
+      continue;
+    }
     if (plan.layers()[tile.layer].name == "bias" || plan.layers()[tile.layer].name == "odd") {
       EXPECT_EQ(tile.residual_offset, -1) << "dense fp32 loses nothing";
       continue;
@@ -84,7 +146,9 @@ TEST(Plan, ResidualsOfLossyLayersDoNotOverlap) {
 TEST(Plan, FingerprintTellsPlansApart) {
   EXPECT_EQ(plan_for(2).fingerprint(), plan_for(2).fingerprint());
   EXPECT_NE(plan_for(2).fingerprint(), plan_for(3).fingerprint());
-  const Plan other(model(), {kFourBits, kDense, kFourBits, kFourBits, kDense, kDense}, 2);
+  std::vector<codecs::Choice> changed = choices();
+  changed[5] = kDense;
+  const Plan other(model(), changed, 2);
   EXPECT_NE(plan_for(2).fingerprint(), other.fingerprint());
 }
 
@@ -98,8 +162,10 @@ TEST(Plan, RefusesAChoiceThatIsNone) {
 
 TEST(Layout, EveryTileTravelsOnceWhateverTheBuckets) {
   const Plan plan = plan_for(3);
-  for (const auto& buckets : std::vector<std::vector<std::vector<int32_t>>>{
-           {{0, 1, 2, 3, 4, 5}}, {{5, 4}, {3}, {2, 1, 0}}, {{2}, {5, 0, 3}, {1}, {4}}}) {
+  for (const auto& buckets :
+       std::vector<std::vector<std::vector<int32_t>>>{{{0, 1, 2, 3, 4, 5, 6, 7}},
+                                                      {{7, 5, 4}, {3}, {2, 1, 6, 0}},
+                                                      {{2}, {5, 0, 3}, {6}, {1}, {4, 7}}}) {
     std::set<int32_t> seen;
     for (const auto& bucket : buckets) {
       const Layout layout(plan, bucket, 1, 64 * 1024);
@@ -111,7 +177,7 @@ TEST(Layout, EveryTileTravelsOnceWhateverTheBuckets) {
 
 TEST(Layout, ChunksHoldOneOwnersTilesWithoutOverlap) {
   const Plan plan = plan_for(3);
-  const Layout layout(plan, {5, 0, 3, 1}, 2, 64 * 1024);
+  const Layout layout(plan, {5, 6, 0, 3, 7, 1}, 2, 64 * 1024);
   int64_t end = 0;
   for (const Chunk& chunk : layout.chunks()) {
     EXPECT_GE(chunk.wire_offset, end);
@@ -124,8 +190,11 @@ TEST(Layout, ChunksHoldOneOwnersTilesWithoutOverlap) {
       EXPECT_EQ(piece.wire_offset % kTileAlignment, 0);
       EXPECT_GE(piece.wire_offset, piece_end);
       piece_end = piece.wire_offset + tile.wire_bytes;
-      EXPECT_GE(piece.bucket_offset, 0);
-      EXPECT_LE(piece.bucket_offset + tile.numel, layout.numel());
+      EXPECT_EQ(plan.part_of(tile).stage, chunk.stage);
+      EXPECT_EQ(plan.part_of(tile).turn, chunk.turn);
+      EXPECT_EQ(piece.factored >= 0, tile.factor);
+      EXPECT_GE(piece.offset, 0);
+      EXPECT_LE(piece.offset + tile.numel, tile.factor ? layout.factor_numel() : layout.numel());
     }
     EXPECT_LE(piece_end, chunk.bytes);
   }

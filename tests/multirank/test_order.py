@@ -13,6 +13,7 @@ import lgreco
 from lgreco import _C
 
 CONFIG = everything("quantize(bits=4, block=128)")
+TWO_STAGES = everything("lowrank(rank=4, factors=int8)", layers={"4.*": "quantize(bits=4, block=128)"})
 
 
 def _blocked_backward(rank: int, world_size: int) -> list[str]:
@@ -83,22 +84,23 @@ def test_the_conventional_hook_returns_before_a_byte_is_delivered() -> None:
     run(2, _blocked_python_hook)
 
 
-def _delayed(rank: int, world_size: int, delays: list[tuple[int, int]]) -> list[str]:
+def _delayed(rank: int, world_size: int, config: dict[str, Any], delays: list[tuple[int, int]]) -> list[str]:
     ddp = make(lambda: Deep(12, 96), bucket_cap_mb=0.02)
     faults = _C.Faults()
     faults.send_delay_ms, faults.receive_delay_ms = delays[rank]
-    attach_faulty(ddp, CONFIG, faults)
+    attach_faulty(ddp, config, faults)
     digests = train(ddp, rank, range(3))
     assert len(ddp.reducer._get_zeros_like_grad_buckets()) >= 12
     return digests
 
 
-def test_slow_lanes_change_no_bit() -> None:
+@pytest.mark.parametrize("config", [CONFIG, TWO_STAGES], ids=["one-stage", "two-stages"])
+def test_slow_lanes_change_no_bit(config: dict[str, Any]) -> None:
     """Delays in the lanes of single ranks, many buckets, 4 ranks: no hang, no mismatch, the same bits as without."""
-    reference = same_on_all_ranks(run(4, _delayed, [(0, 0)] * 4))
+    reference = same_on_all_ranks(run(4, _delayed, config, [(0, 0)] * 4))
     for delays in (
         [(9, 0), (0, 0), (0, 0), (0, 0)],
         [(0, 0), (0, 4), (7, 0), (2, 1)],
         [(0, 9), (0, 0), (0, 0), (5, 5)],
     ):
-        assert same_on_all_ranks(run(4, _delayed, delays)) == reference
+        assert same_on_all_ranks(run(4, _delayed, config, delays)) == reference

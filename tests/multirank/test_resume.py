@@ -69,8 +69,18 @@ def _stopped(rank: int, world_size: int, config: dict[str, Any], gathered: bool,
         (everything(EXACT, warmup_steps=3), False, False),
         (everything(EXACT, warmup_steps=2), True, True),
         (everything("dense(dtype=fp16)"), False, True),
+        (everything("lowrank(rank=4, factors=int8)"), False, False),
+        (everything("lowrank(rank=10, factors=int8, iterate=alternate)", residual="bf16"), True, False),
     ],
-    ids=["rank", "gathered-bf16", "in-warmup", "gathered-at-warmup-end-conventional", "conventional"],
+    ids=[
+        "rank",
+        "gathered-bf16",
+        "in-warmup",
+        "gathered-at-warmup-end-conventional",
+        "conventional",
+        "lowrank",
+        "lowrank-alternate",
+    ],  # fmt: skip,
 )
 def test_resuming_equals_never_having_stopped(config: dict[str, Any], gathered: bool, conventional: bool) -> None:
     """Bit for bit, stochastic rounding, warm-up and optimizer included, through torch.load(weights_only=True)."""
@@ -110,7 +120,13 @@ def _pending(gathered: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "choice"), [(4, 2, EXACT), (2, 3, EXACT), (3, 3, "quantize(bits=8, block=1024)")]
+    ("before", "after", "choice"),
+    [
+        (4, 2, EXACT),
+        (2, 3, EXACT),
+        (3, 3, "quantize(bits=8, block=1024)"),
+        (4, 3, "lowrank(rank=4, factors=int8)"),
+    ],
 )
 def test_another_world_or_plan_keeps_what_is_pending(before: int, after: int, choice: str) -> None:
     """Sum over ranks of the sender's residual / W + the owner's residual is the same, whoever owns what."""

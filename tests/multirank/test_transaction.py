@@ -14,6 +14,8 @@ import lgreco
 CHOICES = [
     "quantize(bits=4, block=128)",
     "quantize(bits=2, block=64, grid=symmetric, rounding=stochastic, scales=bf16)",
+    "lowrank(rank=4, factors=int8)",
+    "lowrank(rank=10, factors=int6, iterate=alternate)",
     "dense(dtype=bf16)",
     "dense(dtype=fp32)",
 ]
@@ -121,7 +123,7 @@ def _scales(rank: int, world_size: int, choice: str, scales: list[float]) -> lis
     return digests
 
 
-@pytest.mark.parametrize("choice", CHOICES[:2])
+@pytest.mark.parametrize("choice", CHOICES[:4])
 def test_a_changing_scale_keeps_residuals_right(choice: str) -> None:
     """Residuals are kept unscaled: powers of two in the scale change no bit, neither of parameters nor of residuals."""
     constant = run(2, _scales, choice, [1.0] * 6)

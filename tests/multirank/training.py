@@ -93,9 +93,10 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def state_digest(state: lgreco.State) -> str:
-    """Equal for equal residuals and step counts; a residual that is not there yet is a zero one."""
+    """Equal for equal residuals, warm starts and step counts; what is not there yet is a zero one."""
     saved = state.state_dict()
-    tensors = [part[side] for part in saved["residuals"].values() for side in ("sender", "owner")]
+    kept = ("sender", "owner", "warm_p", "warm_q")
+    tensors = [part[side] for part in saved["residuals"].values() for side in kept]
     return f"{saved['steps']} {digest(tensor for tensor in tensors if tensor is not None and tensor.any())}"
 
 

@@ -44,6 +44,7 @@ def test_every_key_is_read_from_yaml(tmp_path: Path) -> None:
         "min_numel": 1024,
         "default": "quantize(bits=2, block=128)",
         "layers": {"*.embedding.weight": "dense(dtype=bf16)", "*.bias": "dense(dtype=fp32)"},
+        "solver": None,
     }
     assert config.layers == (("*.embedding.weight", parse("dense(dtype=bf16)")), ("*.bias", parse("dense")))
 
@@ -66,6 +67,7 @@ def test_defaults() -> None:
         "min_numel": 4096,
         "default": "quantize(bits=4, block=512)",
         "layers": {},
+        "solver": None,
     }
     assert Config().difference(Config.load(None)) == ["warmup_steps"]
     assert Config.load(None).warmup_steps == 20

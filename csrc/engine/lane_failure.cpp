@@ -1,0 +1,107 @@
+// How the exchange ends: a failure is told to all ranks, or it is closed.
+#include <chrono>
+#include <thread>
+
+#include "core/error.h"
+#include "engine/lane_exchange.h"
+
+namespace lgreco::engine {
+namespace {
+
+// Time for the headers of a rank that gives up to leave before its process may end.
+constexpr std::chrono::milliseconds kLastWords{250};
+// Time for slower ranks to take what this rank owes them before it closes.
+constexpr std::chrono::milliseconds kGoodbye{5000};
+
+}  // namespace
+
+void LaneExchange::fail(const std::string& message, int culprit) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failed_ || closed_) return;
+    failed_ = true;
+    culprit_ = culprit;
+    failure_ = concat("compressed exchange failed on rank ", rank_, " at ", message,
+                      ". Every rank stops; restart from the last checkpoint.");
+    for (const auto& job : jobs_) job->abort_sends();
+  }
+  for_each_lane([](ReceiveLane& lane) { lane.abort(); });
+  codec_lane_->post({Task::Kind::kFail, nullptr, 0});
+}
+
+void LaneExchange::send_failure() {
+  std::vector<Job*> active;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& job : jobs_) {
+      if (job->active) active.push_back(job.get());
+    }
+  }
+  for (Job* job : active) {
+    for (size_t id = 0; id < job->layout.chunks().size(); ++id) {
+      if (job->active_chunk(static_cast<int32_t>(id))) send_failure_of(*job, static_cast<int32_t>(id));
+    }
+  }
+  std::this_thread::sleep_for(kLastWords);
+  std::vector<FuturePtr> futures;
+  {
+    const std::lock_guard lock(mutex_);
+    for (Job* job : active) {
+      if (job->future) futures.push_back(std::move(job->future));
+      job->active = false;
+    }
+    active_jobs_ = 0;
+  }
+  progress_.notify_all();
+  for (const FuturePtr& future : futures) {
+    future->setError(std::make_exception_ptr(Error(failure_)));
+  }
+}
+
+// In place of every message that this rank still owes for a chunk: a header that says who is lost.
+void LaneExchange::send_failure_of(Job& job, int32_t id) {
+  const bool own = job.layout.chunks()[id].owner == rank_;
+  const Round round = own ? kGather : kScatter;
+  write_header(job, id, round);
+  const auto owe = [&](transports::Message& message, uint8_t& sent) {
+    try {
+      if (sent == 0) send(message, sent, job, id, round);
+    } catch (const std::exception&) {
+      sent = 1;  // this peer is the one that is lost
+    }
+  };
+  if (!own) return owe(*job.scatter_out[id], job.sent[id]);
+  for (int peer = 0; peer < world_size_; ++peer) {
+    if (peer == rank_) continue;
+    owe(job.gather_out(peer, id), job.sent[job.layout.chunks().size() + job.slot(peer, id)]);
+  }
+}
+
+void LaneExchange::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return;
+    closed_ = true;
+  }
+  watchdog_->stop();
+  for_each_lane([](ReceiveLane& lane) { lane.abort(); });
+  for (const auto& job : jobs_) {
+    if (job->active || failed_) {
+      job->abort_sends();
+    } else {
+      job->finish_sends(kGoodbye);  // a slower rank may still wait for the last averages
+    }
+  }
+  codec_lane_->stop();
+  for_each_lane([](ReceiveLane& lane) { lane.stop(); });
+  progress_.notify_all();
+  for (const auto& job : jobs_) {
+    if (job->active && job->future) {
+      job->future->setError(std::make_exception_ptr(
+          Error("the compressed exchange was closed while a bucket was in flight")));
+    }
+  }
+  jobs_.clear();
+}
+
+}  // namespace lgreco::engine

@@ -1,0 +1,114 @@
+"""Budgets: what a plan may spend, as an error or as bytes, at a given step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+
+from lgreco.error_table import ErrorTable
+from lgreco.solver_config import Accordion, Schedule, SolverConfig
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one plan may spend: either the sum of weighted errors or bytes; the other is then the least possible.
+
+    Attributes:
+        error: most that the plan's errors may sum up to; None where bytes are given.
+        bytes: most that a rank may send in a step; None where an error is given.
+        alpha: factor on the reference's error that made it; None where nothing is relative to the reference.
+    """
+
+    error: float | None
+    bytes: float | None
+    alpha: float | None
+
+
+@dataclass
+class Detector:
+    """Accordion's test for critical regimes: the gradient's norm moved by more than a share since the last table."""
+
+    norm: float | None = None
+    critical: bool = True
+
+    def observe(self, norm: float, settings: Accordion) -> bool:
+        """Takes the next norm of the averaged gradient; whether training is in a critical regime now."""
+        if self.norm is not None:
+            moved = abs(norm - self.norm)
+            self.critical = moved > settings.threshold * self.norm if self.norm > 0 else moved > 0
+        self.norm = norm
+        return self.critical
+
+
+def alpha_at(alpha: float | Schedule, step: int) -> float:
+    """A schedule's value: linear between its points, constant before the first and after the last."""
+    if not isinstance(alpha, tuple):
+        return alpha
+    steps, values = zip(*alpha, strict=True)
+    return float(np.interp(step, steps, values))
+
+
+def weighted_errors(table: ErrorTable, settings: SolverConfig) -> Array:
+    """float64 [L, C]: what a plan spends on a layer under a choice; NaN where it is not offered.
+
+    `squared`: squared L2 distances; `l2`: L2 distances, whose sum the paper bounds. Weights of family and layer
+    multiply them.
+    """
+    errors = table.squared_errors if settings.norm == "squared" else np.sqrt(table.squared_errors)
+    families = dict(settings.family_weights)
+    by_choice = np.array([families.get(choice.codec, 1.0) for choice in table.choices])
+    weighted: Array = errors * by_choice[None, :] * _layer_weights(table, settings)[:, None]
+    return weighted
+
+
+def make_budget(
+    table: ErrorTable, errors: Array, reference: Sequence[int], settings: SolverConfig, step: int, detector: Detector
+) -> Budget:
+    """The budget of the plan that takes effect at `step`.
+
+    Args:
+        table: monotone, averaged.
+        errors: as `weighted_errors` makes them of it.
+        reference: the reference plan's columns.
+        settings: the solver's.
+        step: the alpha of a schedule is that of this step.
+        detector: takes note of the table's gradient norm, where Accordion's test is asked for.
+    """
+    if settings.bytes is not None:
+        return Budget(None, float(settings.bytes), None)
+    if settings.ratio is not None:
+        return Budget(None, _dense_bytes(table) / settings.ratio, None)
+    if settings.relative_error is not None:
+        norms = table.squared_norms if settings.norm == "squared" else np.sqrt(table.squared_norms)
+        return Budget(settings.relative_error * math.fsum(norms * _layer_weights(table, settings)), None, None)
+    alpha = alpha_at(settings.alpha, step)
+    if settings.accordion is not None:
+        critical = detector.observe(math.sqrt(math.fsum(table.squared_norms)), settings.accordion)
+        alpha = settings.accordion.tight if critical else settings.accordion.loose
+    return Budget(alpha * total(errors, reference), None, alpha)
+
+
+def total(values: Array, columns: Sequence[int]) -> float:
+    """Sum over layers of one column each, exactly rounded: the same on every machine."""
+    return math.fsum(values[np.arange(len(columns)), list(columns)].tolist())
+
+
+def _layer_weights(table: ErrorTable, settings: SolverConfig) -> Array:
+    return np.array(
+        [
+            next((weight for pattern, weight in settings.layer_weights if fnmatchcase(layer.name, pattern)), 1.0)
+            for layer in table.layers
+        ]
+    )
+
+
+def _dense_bytes(table: ErrorTable) -> float:
+    """What a ring all-reduce of the same gradients sends from each rank."""
+    return 2 * (table.world_size - 1) / table.world_size * sum(layer.dense_bytes for layer in table.layers)

@@ -1,0 +1,291 @@
+"""The controller: measures layers while training runs, solves in the background, swaps plans at exact steps.
+
+A table's layers are measured over `window` steps, a slice in each; its plan takes effect `lag` steps after the last of
+them, and the next table begins `interval` steps after this one began. All of it runs on a thread of its own, whose
+collectives have a process group of their own: training waits for it only where a plan is late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lgreco.candidates import Offers
+from lgreco.choice import Choice
+from lgreco.measurement import Gradients, Meter, Row
+from lgreco.peers import Peers
+from lgreco.plan import Plan
+from lgreco.plan_log import PlanLog
+from lgreco.plan_port import PlanPort
+from lgreco.planner import Decision, Planner
+from lgreco.sampling import slices_of
+from lgreco.solver_config import SolverConfig
+
+_PATIENCE_S = 5.0
+"""How long `close` lets the thread finish what completed steps have left to do."""
+
+
+@dataclass
+class _Table:
+    """A table in the making: which slice comes from which step, and what has been measured so far."""
+
+    begin: int
+    slices: dict[int, list[int]]
+    effective_step: int
+    rows: dict[int, Row] = field(default_factory=dict)
+    measure_ms: float = 0.0
+
+
+class Controller:
+    """Plans of one engine; see the module. Methods other than the thread's may be called from any thread.
+
+    Args:
+        offers: what the solver may choose.
+        settings: the solver's.
+        engine: anything with watch, next_snapshot, promise_plan and set_plan.
+        peers: talked to by nobody else.
+        log: takes note of what happens.
+        seed: of all draws.
+        warmup_steps: dense steps before any plan.
+    """
+
+    def __init__(
+        self,
+        offers: Offers,
+        settings: SolverConfig,
+        engine: Any,
+        peers: Peers,
+        log: PlanLog,
+        *,
+        seed: int,
+        warmup_steps: int,
+    ) -> None:
+        self._offers = offers
+        self._settings = settings
+        self._peers = peers
+        self._log = log
+        self._warmup_steps = warmup_steps
+        self._port = PlanPort(engine)
+        self._meter = Meter(offers, peers, seed)
+        self._planner = Planner(offers, settings, peers.world_size)
+        numels = [layer.numel for layer in offers.layers]
+        self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
+        self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
+        self._table: _Table | None = None
+        self._progress = threading.Condition()
+        self._failure: Exception | None = None
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name="lgreco-controller", daemon=True)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the slow path; training goes on with the plan that was in force."""
+        return self._failure
+
+    def start(self, steps: int = 0) -> None:
+        """Asks for the first table that begins after `steps` committed steps and starts the thread."""
+        if self._slices:
+            self._table = self._ask(self._next_begin(steps))
+            self._thread.start()
+
+    def plan(self, steps: int) -> Plan:
+        """The plan in force after `steps` committed steps."""
+        columns = self._columns_at(steps)
+        return self._offers.plan(columns, "reference" if columns == self._offers.reference else "solver")
+
+    def wait(self, steps: int, timeout_s: float | None = None) -> bool:
+        """Until all that the first `steps` steps have left to do is done; whether it is, within the time given."""
+        with self._progress:
+            return self._progress.wait_for(lambda: self._idle(steps), timeout_s)
+
+    def note_step(self, figures: Mapping[str, float], loss: float | None, step_ms: float | None) -> None:
+        """Takes the figures of one step for the record."""
+        self._log.steps(figures, loss, step_ms)
+
+    def close(self, steps: int, close_engine: Callable[[], None]) -> None:
+        """Finishes what completed steps have left to do, but not for long, then ends the thread with the engine."""
+        if not self._thread.is_alive():
+            close_engine()
+        else:
+            self.wait(steps, _PATIENCE_S)
+            close_engine()
+            self._thread.join(_PATIENCE_S)  # one that waits for a stalled peer ends with the process
+        self._log.close()
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers, the same on every rank; call `wait` before."""
+        with self._progress:
+            table, failed = self._table, self._failure is not None  # then ranks may know different things
+            return {
+                **self._identity(),
+                "plans": [[step, list(columns)] for step, columns in self._plans],
+                "planner": None if failed else self._planner.state(),
+                "table": None if failed or table is None else _pack(table),
+            }
+
+    def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
+        """Continues after `steps` steps from what `state` gave, or, for None, from the reference plan.
+
+        Call it before the engine loads its own state, so that this is laid out by the plan that it was saved under.
+        """
+        if state is not None and not self._is_mine(state):
+            warnings.warn(
+                "the checkpoint's solver had other candidates, layers or steps: its plans and tables are left out",
+                stacklevel=4,
+            )
+            state = None
+        with self._progress:
+            self._plans = [(0, self._offers.reference)]
+            self._table = None
+            if state is not None:
+                self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
+                if state["planner"] is not None:
+                    self._planner.load(state["planner"])
+        first, *later = self._plans
+        self._port.replace(self._choices(first[1]))
+        for step, columns in later:
+            self._port.swap(step, self._choices(columns))
+        self._log.resume(steps)
+        if self._slices:
+            saved = None if state is None else state["table"]
+            begin = self._next_begin(steps) if saved is None else saved["begin"]
+            table = self._ask(begin, steps, saved)
+            with self._progress:
+                self._table = table
+
+    def _identity(self) -> dict[str, Any]:
+        """What rows and columns of a state stand for."""
+        return {
+            "choices": [str(choice) for choice in self._offers.choices],
+            "layers": [layer.name for layer in self._offers.layers],
+            "timing": [self._settings.interval, self._settings.window, self._settings.lag],
+        }
+
+    def _is_mine(self, state: Mapping[str, Any]) -> bool:
+        return all(state.get(key) == value for key, value in self._identity().items())
+
+    def _choices(self, columns: Sequence[int]) -> list[Choice]:
+        return [self._offers.choices[column] for column in columns]
+
+    def _idle(self, steps: int) -> bool:
+        table = self._table
+        return self._failure is not None or table is None or not any(step < steps for step in table.slices)
+
+    def _columns_at(self, steps: int) -> tuple[int, ...]:
+        return next(columns for step, columns in reversed(self._plans) if step <= steps)
+
+    def _next_begin(self, steps: int) -> int:
+        """Tables begin every `interval` steps, the first so that its plan takes effect at the end of warm-up."""
+        lead = self._settings.window - 1 + self._settings.lag
+        first = max(0, self._warmup_steps - lead)
+        late = max(0, steps - first)
+        return first + -(-late // self._settings.interval) * self._settings.interval
+
+    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> _Table:
+        """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
+        slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
+        if not slices:
+            return self._ask(self._next_begin(steps), steps)
+        table = _Table(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
+        if saved is not None:
+            table.rows = _unpack(saved)
+        for step, rows in slices.items():
+            self._port.watch(step, rows)
+        self._port.promise(table.effective_step)
+        return table
+
+    def _run(self) -> None:
+        failure = None
+        try:
+            while (gradients := self._port.next_gradients()) is not None:
+                self._take(gradients)
+        except Exception as error:
+            failure, trace = error.with_traceback(None), traceback.format_exc()  # frames would hold the group
+        if failure is not None:
+            self._fail(failure, trace)
+            while self._port.next_gradients() is not None:
+                pass  # what was asked for before
+
+    def _take(self, gradients: Gradients | int) -> None:
+        step = gradients if isinstance(gradients, int) else gradients.step
+        table = self._table
+        if table is None or step not in table.slices:
+            return
+        if isinstance(gradients, Gradients):  # of a dropped step nothing is known: its layers keep their choices
+            begun = time.perf_counter()
+            table.rows.update(self._meter.measure(gradients))
+            table.measure_ms += (time.perf_counter() - begun) * 1e3
+        if len(table.slices) == 1:
+            self._conclude(table, step)
+        with self._progress:
+            del table.slices[step]
+            self._progress.notify_all()
+
+    def _conclude(self, table: _Table, step: int) -> None:
+        present = self._columns_at(table.effective_step)
+        warm = table.begin >= self._warmup_steps
+        in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
+        decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
+        self._agree(decision.columns)
+        if decision.problem is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"no plan for step {table.effective_step}: {decision.problem}; the last one stays", stacklevel=2
+            )
+        self._note(decision, table, present)
+        # The next table first: its steps may not begin before it is asked for, and this plan's step waits for this.
+        following = self._ask(table.begin + self._settings.interval)
+        kept = decision.columns == present
+        self._port.swap(table.effective_step, None if kept else self._choices(decision.columns))
+        with self._progress:
+            if not kept:
+                self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
+            self._table = following
+
+    def _note(self, decision: Decision, table: _Table, present: Sequence[int]) -> None:
+        plan = self._offers.plan(decision.columns, "solver")
+        before = self._offers.plan(present, "solver")
+        self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
+
+    def _agree(self, columns: Sequence[int]) -> None:
+        """Compares the plan over all ranks.
+
+        Raises:
+            RuntimeError: on every rank, naming those whose plan differs from rank 0's.
+        """
+        digest = hashlib.sha256(np.array(columns, dtype=np.int64).tobytes()).digest()
+        mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        everyone = self._peers.gather(mine)
+        others = [rank for rank, theirs in enumerate(everyone) if not torch.equal(theirs, everyone[0])]
+        if others:
+            raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
+
+    def _fail(self, error: Exception, trace: str) -> None:
+        """Lets training go on with the present plan, on every rank: that this one leaves tells the others."""
+        with self._progress:
+            self._failure = error
+            self._progress.notify_all()
+        self._peers.leave()
+        self._port.release()
+        self._log.failed(trace)
+        warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
+
+
+def _pack(table: _Table) -> dict[str, Any]:
+    return {
+        "begin": table.begin,
+        "rows": [[row, each.errors.tolist(), each.squared_norm, each.realised] for row, each in table.rows.items()],
+    }
+
+
+def _unpack(saved: Mapping[str, Any]) -> dict[int, Row]:
+    return {row: Row(np.array(errors), norm, realised) for row, errors, norm, realised in saved["rows"]}

@@ -1,0 +1,271 @@
+"""Measuring layers over all ranks: the error of every choice that they are offered, and of the one in force.
+
+Sampled elements of a layer meet on one rank, which then knows the exact mean there and plays both rounds of an exchange
+under every choice. Low rank needs no element but a sketch, summed over ranks. What a rank has found is summed up over
+the group, so that every rank holds the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lgreco import _C, sketch
+from lgreco.candidates import Offers
+from lgreco.choice import Choice, Dense, LowRank, Quantize
+from lgreco.peers import Peers
+from lgreco.plan import matrix_shape
+from lgreco.sampling import Sample, deal, sample_of
+
+Array = npt.NDArray[np.float64]
+_LARGEST_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a rank has of the layers that are measured in one step; tensors are fp32, flat, on the CPU.
+
+    Attributes:
+        step: committed steps before it.
+        rows: ids of the layers.
+        values: gradient + residual of this rank, [numel] each.
+        delivered: what the exchange made of them, [numel] each.
+        owed: (offset, residual) of the part of the layer whose average this rank owns; None where there is none.
+    """
+
+    step: int
+    rows: Sequence[int]
+    values: Sequence[torch.Tensor]
+    delivered: Sequence[torch.Tensor]
+    owed: Sequence[tuple[int, torch.Tensor] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One layer's measurement, the same on every rank; NaN where it could not be measured.
+
+    Attributes:
+        errors: float64 [C], squared; NaN where a choice is not offered.
+        squared_norm: of the exact mean.
+        realised: squared error of what was delivered.
+    """
+
+    errors: Array
+    squared_norm: float
+    realised: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be used: a layer with an inf or NaN cannot."""
+        return bool(np.isfinite(self.squared_norm))
+
+
+class Meter:
+    """Measures layers together with its peers; calls are collective."""
+
+    def __init__(self, offers: Offers, peers: Peers, seed: int) -> None:
+        self._offers = offers
+        self._peers = peers
+        self._rank, self._world_size = peers.rank, peers.world_size
+        self._seed = seed
+        self._native = [choice.to_native() for choice in offers.choices]
+
+    def measure(self, gradients: Gradients) -> dict[int, Row]:
+        """Rows of the layers, by id."""
+        rows, offers = gradients.rows, self._offers
+        samples = [sample_of(offers.layers[row].numel, self._seed, gradients.step, row) for row in rows]
+        owners = deal([sample.numel for sample in samples], self._world_size)
+        found = np.zeros((len(rows), len(offers.choices) + 2))
+        meetings = self._meet(gradients, samples, owners)
+        spectra = self._spectra(gradients, samples, owners, meetings)
+        for i, meeting in meetings.items():
+            delivered = samples[i].take(gradients.delivered[i]).double().numpy()
+            found[i] = self._judge(rows[i], samples[i], meeting, delivered, spectra.get(i), gradients.step)
+        total = torch.from_numpy(found)
+        self._peers.sum(total)  # every row is zero but on one rank: sums are exact
+        return {row: Row(found[i, :-2].copy(), float(found[i, -2]), float(found[i, -1])) for i, row in enumerate(rows)}
+
+    def _meet(self, gradients: Gradients, samples: Sequence[Sample], owners: Sequence[int]) -> dict[int, _Meeting]:
+        """Sends every sample to the rank that owns its layer; what this rank owns, by position in `rows`."""
+        owed = torch.tensor([[part[0], part[1].numel()] if part else [0, 0] for part in gradients.owed])
+        all_owed = self._peers.gather(owed)
+        lists = range(len(samples))
+        overlap = [[_overlap(samples[i], int(ranges[i, 0]), int(ranges[i, 1])) for i in lists] for ranges in all_owed]
+        sizes = [[samples[i].numel + _length(overlap[rank][i]) for i in lists] for rank in range(self._world_size)]
+        send: list[torch.Tensor] = []
+        for owner in range(self._world_size):
+            for i in (i for i in lists if owners[i] == owner):
+                send.append(samples[i].take(gradients.values[i]))
+                part = gradients.owed[i]
+                if part is not None:
+                    send += [part[1][begin - part[0] : end - part[0]] for begin, end, _ in overlap[self._rank][i]]
+        mine = [i for i in lists if owners[i] == self._rank]
+        send_sizes = [
+            sum(sizes[self._rank][i] for i in lists if owners[i] == owner) for owner in range(self._world_size)
+        ]
+        receive_sizes = [sum(sizes[rank][i] for i in mine) for rank in range(self._world_size)]
+        outbox = torch.cat([part.float() for part in send]) if send else torch.empty(0, dtype=torch.float32)
+        meetings = {i: _Meeting([], None) for i in mine}
+        for rank, received in enumerate(self._peers.exchange(outbox, send_sizes, receive_sizes)):
+            for i, part in zip(mine, received.split([sizes[rank][i] for i in mine]), strict=True):
+                meetings[i].add(part, samples[i].numel, overlap[rank][i])
+        return meetings
+
+    def _spectra(
+        self,
+        gradients: Gradients,
+        samples: Sequence[Sample],
+        owners: Sequence[int],
+        meetings: dict[int, _Meeting],
+    ) -> dict[int, tuple[sketch.Spectrum, torch.Tensor, torch.Tensor]]:
+        """Spectrum, C and V of the layers that this rank owns and that are offered some rank."""
+        ranks = {i: self._largest_rank(row) for i, row in enumerate(gradients.rows)}
+        wanted = [i for i, rank in ranks.items() if rank > 0]
+        if not wanted:
+            return {}
+        matrices, sketches = {}, {}
+        for i in wanted:
+            row = gradients.rows[i]
+            rows, cols = matrix_shape(self._offers.layers[row].shape)
+            matrices[i] = gradients.values[i].view(rows, cols)
+            sketches[i] = sketch.omega(rows, cols, ranks[i], self._seed, gradients.step, row)
+        y = self._peers.mean([matrices[i] @ sketches[i] for i in wanted])
+        u = [sketch.range_of(each) for each in y]
+        b = self._peers.mean([matrices[i].T @ each for i, each in zip(wanted, u, strict=True)])
+        v = [sketch.range_of(each) for each in b]
+        own = [matrices[i] @ each for i, each in zip(wanted, v, strict=True)]
+        energies = torch.stack([each.square().sum() for each in own])
+        *c, energy = self._peers.mean([*own, energies])
+        return {
+            i: (sketch.spectrum_of(c[j], v[j], float(energy[j]), samples[i], meetings[i].mean), c[j], v[j])
+            for j, i in enumerate(wanted)
+            if owners[i] == self._rank and bool(torch.isfinite(c[j]).all())
+        }
+
+    def _largest_rank(self, row: int) -> int:
+        offered = np.flatnonzero(self._offers.offered[row])
+        choices = [self._offers.choices[column] for column in offered]
+        return max((choice.rank for choice in choices if isinstance(choice, LowRank)), default=0)
+
+    def _judge(
+        self,
+        row: int,
+        sample: Sample,
+        meeting: _Meeting,
+        delivered: Array,
+        spectrum: tuple[sketch.Spectrum, torch.Tensor, torch.Tensor] | None,
+        step: int,
+    ) -> Array:
+        """float64 [C + 2]: a layer's errors, squared norm and realised error."""
+        judged = np.full(len(self._offers.choices) + 2, np.nan)
+        exact = meeting.mean
+        norm = float(np.square(exact).sum()) * sample.scale
+        if not np.isfinite(norm):
+            return judged
+        owed = 0.0 if meeting.owed is None else meeting.owed.double().numpy()
+        judged[-2] = norm if spectrum is None else spectrum[0].squared_norm
+        judged[-1] = float(np.square(exact + owed - delivered).sum()) * sample.scale
+        coding = _Coding(spectrum, self._seed) if spectrum is not None else None
+        for column in np.flatnonzero(self._offers.offered[row]):
+            choice = self._offers.choices[column]
+            if self._offers.exact(row, int(column)):
+                judged[column] = 0.0
+            elif isinstance(choice, LowRank):
+                if spectrum is None or coding is None:
+                    return np.full_like(judged, np.nan)
+                judged[column] = spectrum[0].error(choice.rank, coding.of(choice), self._world_size)
+            else:
+                native, seed = self._native[column], (self._seed + step) % 2**63
+                judged[column] = _C.simulate_choice(native, meeting.ranks, seed, meeting.owed) * sample.scale
+        return judged
+
+
+class _Meeting:
+    """Sampled elements of one layer, of all ranks."""
+
+    def __init__(self, ranks: list[torch.Tensor], owed: torch.Tensor | None) -> None:
+        self.ranks = ranks
+        self.owed = owed
+        self._mean: Array | None = None
+
+    def add(self, received: torch.Tensor, numel: int, overlap: Sequence[tuple[int, int, int]]) -> None:
+        """Takes the next rank's part: its sample, then what it owes as an owner."""
+        self.ranks.append(received[:numel].contiguous())
+        if overlap:
+            if self.owed is None:
+                self.owed = torch.zeros(numel, dtype=torch.float32)
+            at = numel
+            for begin, end, place in overlap:
+                self.owed[place : place + end - begin] = received[at : at + end - begin]
+                at += end - begin
+
+    @property
+    def mean(self) -> Array:
+        """float64, exact."""
+        if self._mean is None:
+            total = np.zeros(self.ranks[0].numel())
+            for rank in self.ranks:
+                total += rank.numpy()
+            self._mean = total / len(self.ranks)
+        return self._mean
+
+
+class _Coding:
+    """Relative squared error of coded factors, found by coding the sketch's own."""
+
+    def __init__(self, spectrum: tuple[sketch.Spectrum, torch.Tensor, torch.Tensor], seed: int) -> None:
+        _, c, v = spectrum
+        turn = torch.linalg.eigh(c.double().T @ c.double()).eigenvectors.flip(1).float()
+        self._factors = {"p": c @ turn, "q": v @ turn}
+        self._seed = seed
+        self._known: dict[tuple[str, str], float] = {}
+
+    def of(self, choice: LowRank) -> float:
+        """Of a P column plus that of a Q column."""
+        q = choice.factors if choice.q == "same" else choice.q
+        return self._side("p", choice.factors) + self._side("q", q)
+
+    def _side(self, side: str, values: str) -> float:
+        if values == "fp32":
+            return 0.0
+        if (side, values) not in self._known:
+            self._known[side, values] = _coding_error(self._factors[side], values, self._seed)
+        return self._known[side, values]
+
+
+def _coding_error(factor: torch.Tensor, values: str, seed: int) -> float:
+    """Squared error of a factor's columns, [length, width], each taken at unit length; mean over the columns."""
+    length = factor.shape[0]
+    norms = factor.norm(dim=0)
+    there = norms > norms.max() * 1e-6
+    if not bool(there.any()):
+        return 0.0
+    blocks = max(-(-length // _LARGEST_BLOCK), 1)
+    block = -(-length // (blocks * 32)) * 32
+    padded = torch.zeros(int(there.sum()), -(-length // block) * block, dtype=torch.float32)
+    padded[:, :length] = (factor[:, there] / norms[there]).T
+    if values.startswith("int"):
+        coded: Choice = Quantize(bits=int(values.removeprefix("int")), block=block, grid="symmetric")
+    else:
+        coded = Dense(values)
+    simulate: Callable[..., float] = _C.simulate_choice
+    return simulate(coded.to_native(), [padded.reshape(-1)], seed) / padded.shape[0]
+
+
+def _overlap(sample: Sample, offset: int, numel: int) -> list[tuple[int, int, int]]:
+    """Where a sample meets the elements [offset, offset + numel): (begin, end, place within the sample)."""
+    meets, place = [], 0
+    for begin, end in sample.spans:
+        low, high = max(begin, offset), min(end, offset + numel)
+        if low < high:
+            meets.append((low, high, place + low - begin))
+        place += end - begin
+    return meets
+
+
+def _length(overlap: Sequence[tuple[int, int, int]]) -> int:
+    return sum(end - begin for begin, end, _ in overlap)

@@ -1,0 +1,332 @@
+"""Plans made while training: at exact steps, the same everywhere, resumed bit for bit, and never in training's way."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run
+from torch import nn
+from training import Net, batch_of, digest, loss_of, make, same_on_all_ranks, state_digest, train
+
+import lgreco
+from lgreco.choice import Dense
+from lgreco.record import read
+
+SOLVER = {
+    "reference": "lowrank(rank=4, factors=int8)",
+    "interval": 8,
+    "window": 3,
+    "lag": 2,
+    "families": ["lowrank", "quantize", "dense"],
+}
+
+
+def config(warmup_steps: int = 4, **solver: Any) -> dict[str, Any]:
+    return {"warmup_steps": warmup_steps, "solver": {**SOLVER, **solver}}
+
+
+def choices(state: lgreco.State) -> dict[str, str]:
+    return {name: str(choice) for name, choice in state.plan.items()}
+
+
+def matrices(plan: dict[str, str]) -> set[str]:
+    return {choice for name, choice in plan.items() if name in ("wide.weight", "odd.weight", "narrow.weight")}
+
+
+def _plans_of(rank: int, world_size: int, settings: dict[str, Any], steps: int) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, settings)
+    seen = []
+    for step in range(steps):
+        train(ddp, rank, [step])
+        state.state_dict()  # waits for what completed steps have left to do
+        seen.append((choices(state), state._engine.fingerprint()))
+    final = digest(ddp.parameters())
+    state.close()
+    return seen, final
+
+
+def test_plans_change_at_exact_steps_on_every_rank() -> None:
+    """Warm-up of 4: measured in steps 0 to 2, in force from step 4; measured again in 8 to 10, in force from 12."""
+    seen, _ = same_on_all_ranks(run(3, _plans_of, config(alpha=0.6), 14))
+    plans, fingerprints = [plan for plan, _ in seen], [fingerprint for _, fingerprint in seen]
+    assert len(set(fingerprints[:4])) == 1  # dense
+    assert fingerprints[3] != fingerprints[4]
+    assert len(set(fingerprints[4:12])) == 1
+    assert matrices(plans[2]) == {"lowrank(rank=4, factors=int8)"}  # after three steps; effective at the fourth
+    assert matrices(plans[3]) != {"lowrank(rank=4, factors=int8)"}
+    assert plans[3] == plans[10]
+    assert all(plan["gain"] == "dense(dtype=fp32)" and plan["wide.bias"] == "dense(dtype=fp32)" for plan in plans)
+
+
+def _timing_free(rank: int, world_size: int, settings: dict[str, Any], wait: bool) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, settings)
+    digests = []
+    for step in range(22):
+        digests += train(ddp, rank, [step])
+        if wait:
+            state.state_dict()
+    final = choices(state)
+    state.close()
+    return digests, final
+
+
+def test_bits_do_not_depend_on_how_fast_the_solver_is() -> None:
+    first = same_on_all_ranks(run(2, _timing_free, config(alpha=0.7), False))
+    assert first == same_on_all_ranks(run(2, _timing_free, config(alpha=0.7), True))
+    dense = run(2, _timing_free, {"layers": {"*": "dense"}}, False)
+    assert dense[0][0] != first[0]
+
+
+def _stopped(rank: int, world_size: int, settings: dict[str, Any], stops: list[int], gathered: bool) -> Any:
+    saved: bytes | None = None
+    digests = []
+    for begin, end in zip([0, *stops], [*stops, 20], strict=True):
+        ddp = make()
+        optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
+        state = lgreco.attach(ddp, settings)
+        if saved is not None:
+            parts = torch.load(io.BytesIO(saved), weights_only=True)
+            ddp.module.load_state_dict(parts["model"])
+            optimizer.load_state_dict(parts["optimizer"])
+            state.load_state_dict(parts["lgreco"])
+        digests += train(ddp, rank, range(begin, end), optimizer)
+        file = io.BytesIO()
+        saved_state = state.gather() if gathered else state.state_dict()
+        torch.save({"model": ddp.module.state_dict(), "optimizer": optimizer.state_dict(), "lgreco": saved_state}, file)
+        saved = file.getvalue()
+        final = choices(state), state_digest(state)
+        state.close()
+    return digests, final
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_run_resumed_in_the_middle_of_an_interval_continues_bit_for_bit(gathered: bool) -> None:
+    """Stopped in warm-up, in mid-table, before a pending plan and right at a swap."""
+    settings = config(alpha=0.7, average=2)
+    straight = run(2, _stopped, settings, [], gathered)
+    assert run(2, _stopped, settings, [1, 9, 11, 12, 17], gathered) == straight
+
+
+def _gathered(rank: int, world_size: int) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, config(alpha=0.7))
+    train(ddp, rank, range(10))
+    return state.gather()
+
+
+def _elsewhere(rank: int, world_size: int, saved: Any, settings: dict[str, Any]) -> Any:
+    ddp = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = lgreco.attach(ddp, settings)
+        state.load_state_dict(saved)
+        loaded = choices(state)
+        train(ddp, rank, range(10, 22))
+        state.state_dict()
+    assert state._controller is None or state._controller.failure is None
+    final = choices(state)
+    state.close()
+    return loaded, final, digest(ddp.parameters()), [str(each.message) for each in caught]
+
+
+def test_plans_go_along_to_another_world_size_or_config() -> None:
+    saved = run(3, _gathered)[0]
+    loaded, *_, said = same_on_all_ranks(run(2, _elsewhere, saved, config(alpha=0.7)))
+    assert loaded == {
+        name: saved["solver"]["choices"][column]
+        for name, column in zip(saved["solver"]["layers"], saved["solver"]["plans"][-1][1], strict=True)
+    }
+    assert not said
+    loaded, *_, said = same_on_all_ranks(run(2, _elsewhere, saved, config(interval=9)))
+    assert matrices(loaded) == {"lowrank(rank=4, factors=int8)"}
+    assert len(said) == 1
+    assert "the checkpoint's solver had other candidates, layers or steps" in said[0]
+    same_on_all_ranks(run(2, _elsewhere, saved, {}))  # without a solver it is left out
+
+
+def _frozen(rank: int, world_size: int) -> Any:
+    class Zeroed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Net()
+            self.unused = nn.Parameter(torch.ones(128, 64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) + 0 * self.unused.sum()
+
+    ddp = make(Zeroed)
+    state = lgreco.attach(ddp, config())
+    train(ddp, rank, range(14))
+    plan = choices(state)
+    assert state._controller.failure is None
+    state.close()
+    return plan
+
+
+def test_a_layer_without_gradient_takes_the_cheapest_choice() -> None:
+    plan = same_on_all_ranks(run(2, _frozen))
+    assert plan["unused"] in ("lowrank(rank=2, factors=int8)", "quantize(bits=2, block=512)")
+
+
+def _recorded(rank: int, world_size: int, folder: str, replay: bool) -> Any:
+    path = str(Path(folder) / "record.jsonl")
+    extra = {"plan_replay": path} if replay else {"record": path, "record_every": 2}
+    ddp = make()
+    state = lgreco.attach(ddp, config(alpha=0.7, **extra))
+    digests = []
+    for step in range(24):
+        digests += train(ddp, rank, [step])
+        state.note_step(loss=1.0)
+    final = choices(state)
+    state.close()
+    return digests, final
+
+
+def test_a_recorded_run_is_replayed_bit_for_bit(tmp_path: Path) -> None:
+    first = run(2, _recorded, str(tmp_path), False)
+    record = read(tmp_path / "record.jsonl")
+    assert [solve.effective_step for solve in record.solves] == [4, 12, 20]
+    assert record.solves[0].plan != record.solves[1].plan
+    assert len(record.realised) == 2  # the first table was measured in warm-up
+    assert record.steps[0].loss == 1.0
+    assert (tmp_path / str(record.solves[0].table)).is_file()
+    assert run(2, _recorded, str(tmp_path), True) == first
+
+
+def _other_model(rank: int, world_size: int, folder: str) -> None:
+    ddp = make(lambda: nn.Sequential(nn.Linear(96, 100)))
+    with pytest.raises(
+        ValueError, match=r"record is of another model: layer \"gain\"|layer \".*\" is not in this model"
+    ):
+        lgreco.attach(ddp, config(plan_replay=folder))
+
+
+def test_a_record_of_another_model_is_refused(tmp_path: Path) -> None:
+    run(2, _recorded, str(tmp_path), False)
+    run(2, _other_model, str(tmp_path))
+
+
+def _infeasible(rank: int, world_size: int) -> Any:
+    ddp = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = lgreco.attach(ddp, config(bytes=10))
+        train(ddp, rank, range(22))
+        state.state_dict()
+    said = [str(each.message) for each in caught if "no plan for step" in str(each.message)]
+    plan = choices(state)
+    state.close()
+    return len(said), matrices(plan)
+
+
+def test_an_infeasible_budget_warns_once_and_keeps_the_plan() -> None:
+    assert same_on_all_ranks(run(2, _infeasible)) == (1, {"lowrank(rank=4, factors=int8)"})
+
+
+def _broken_thread(rank: int, world_size: int, where: str) -> Any:
+    ddp = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = lgreco.attach(ddp, config())
+        if rank == 1:
+
+            def fail(*_: Any) -> Any:
+                raise RuntimeError("made on purpose")
+
+            target = state._controller._meter if where == "measure" else state._controller._planner
+            setattr(target, where, fail)
+        digests = train(ddp, rank, range(16))
+        failure = state._controller.failure
+        state.close()
+    assert failure is not None
+    assert sum("the solver has stopped, training goes on" in str(each.message) for each in caught) == 1
+    if rank == 1:
+        assert "made on purpose" in str(failure)
+    return digests
+
+
+@pytest.mark.parametrize("where", ["measure", "decide"])
+def test_training_goes_on_when_the_slow_path_fails_on_one_rank(where: str) -> None:
+    same_on_all_ranks(run(2, _broken_thread, where))
+
+
+def _differing_plans(rank: int, world_size: int) -> Any:
+    ddp = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = lgreco.attach(ddp, config())
+        if rank == 1:
+            state._controller._planner._corrections[:] = 1.9
+            state._controller._planner._settings = lgreco.config.SolverConfig(**{**SOLVER, "alpha": 3.0})
+        train(ddp, rank, range(10))
+        failure = str(state._controller.failure)
+        state.close()
+    return failure
+
+
+def test_differing_plans_are_named_and_not_used() -> None:
+    assert same_on_all_ranks(run(3, _differing_plans)) == "rank 1 found another plan than rank 0 from the same table"
+
+
+def _no_cuda_scaler(rank: int, world_size: int) -> Any:
+    """Steps that hold an inf are dropped; the table waits for their repetition."""
+    ddp = make()
+    state = lgreco.attach(ddp, config())
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    for step in range(18):
+        optimizer.zero_grad()
+        loss = loss_of(ddp, batch_of(rank, step))
+        (loss * (float("inf") if step in (1, 2, 9) else 1)).backward()
+        if all(bool(torch.isfinite(p.grad).all()) for p in ddp.parameters()):
+            optimizer.step()
+    state.state_dict()
+    plan, steps = choices(state), state.stats()["steps"]
+    failure = state._controller.failure
+    state.close()
+    return plan, steps, failure, digest(ddp.parameters())
+
+
+def test_dropped_steps_are_measured_when_they_are_repeated() -> None:
+    plan, steps, failure, _ = same_on_all_ranks(run(2, _no_cuda_scaler))
+    assert steps == 15
+    assert failure is None
+    assert matrices(plan)
+
+
+def _predictions(rank: int, world_size: int, folder: str) -> None:
+    ddp = make()
+    path = str(Path(folder) / "record.jsonl")
+    state = lgreco.attach(ddp, config(record=path, families=["lowrank", "quantize"], interval=6, relative_error=0.3))
+    train(ddp, rank, range(60), torch.optim.AdamW(ddp.parameters(), lr=1e-3))
+    state.close()
+
+
+def test_predicted_errors_come_true(tmp_path: Path) -> None:
+    """Sums over layers, within a third: layers are tiny here and gradients noisy."""
+    run(4, _predictions, str(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert any(line["kind"] == "realised" for line in lines)
+    for realised in read(tmp_path / "record.jsonl").realised[2:]:
+        predicted, came = realised.totals()
+        assert predicted == pytest.approx(came, rel=0.35)
+
+
+def _one_rank(rank: int, world_size: int) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, config())
+    train(ddp, rank, range(3))
+    plan = choices(state)
+    state.close()
+    return plan["gain"] == str(Dense())
+
+
+def test_one_rank_needs_no_solver() -> None:
+    assert run(1, _one_rank) == [True]

@@ -95,7 +95,7 @@ def rows_of(record: Record) -> Rows:
     begins = [solve.effective_step for solve in solves]
     end = max([record.last_step, *begins]) + 1
     named: dict[str, list[Stretch]] = {}
-    for solve, begin, until in zip(solves, begins, [*begins[1:], end], strict=True):
+    for solve, begin, until in zip(solves, begins, [*begins, end][1:], strict=True):
         for name, choice in solve.plan.items():
             stretches = named.setdefault(name, [])
             if stretches and stretches[-1].choice == choice and stretches[-1].end == begin:
@@ -133,7 +133,8 @@ def draw_plan(axes: Axes, record: Record, *, legend: bool = True, name_limit: in
         axes.broken_barh([(begin, rows.end - begin)], (len(names) - 0.5, 1.0), facecolors=[fill], edgecolors="white")
         ticks.append(f"{len(rows.dense)} more, always dense" if names else f"{len(rows.dense)} layers, always dense")
     every = max(1, round(7 / row_points))
-    axes.set_yticks(range(0, len(ticks), every), ticks[::every], fontsize=min(8.0, max(5.5, 0.8 * row_points)))
+    size = min(8.0, max(5.5, 0.8 * row_points))
+    axes.set_yticks(range(0, len(ticks), every), ticks[::every], fontsize=size, parse_math=False)
     axes.set(title="Plan", xlabel="step", xlim=(rows.begin, rows.end), ylim=(max(len(ticks), 1) - 0.5, -0.5))
     axes.set_facecolor(_UNKNOWN)
     axes.grid(visible=False)

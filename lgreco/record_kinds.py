@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -219,9 +219,15 @@ class Realised(Kind):
     predicted: Mapping[str, float] = _as(_mapping(_number))
     realised: Mapping[str, float] = _as(_mapping(_number))
 
+    def pairs(self) -> list[tuple[float, float]]:
+        """Predicted and realised squared error of those layers of which both are known and finite."""
+        both = ((error, self.realised.get(name, math.nan)) for name, error in self.predicted.items())
+        return [pair for pair in both if all(map(math.isfinite, pair))]
+
     def totals(self, norm: str = "squared") -> tuple[float, float]:
-        """Predicted and realised error of all layers, added up in `norm`, as in Solve."""
-        return total_error(self.predicted.values(), norm), total_error(self.realised.values(), norm)
+        """Predicted and realised error of the layers of `pairs`, added up in `norm`, as in Solve."""
+        predicted, realised = zip(*self.pairs(), strict=True) if self.pairs() else ((), ())
+        return total_error(predicted, norm), total_error(realised, norm)
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ def ring_bytes(layers: Sequence[LayerInfo], world_size: int) -> float:
     return 2 * (world_size - 1) * sum(layer.dense_bytes for layer in layers) / world_size
 
 
-def total_error(squared_errors: Any, norm: str) -> float:
+def total_error(squared_errors: Iterable[float], norm: str) -> float:
     """Layers' squared errors added up: as they are (`squared`) or as L2 norms (`l2`)."""
     return math.fsum(math.sqrt(error) if norm == "l2" else error for error in squared_errors)
 

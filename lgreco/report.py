@@ -102,7 +102,7 @@ def _tiles(record: Record) -> str:
 def _error_text(record: Record) -> str:
     """How well predictions came true, in a sentence."""
     ratios = [ratio for _, each in accuracies(record) for ratio in each]
-    totals = [realised / predicted for _, predicted, realised in realised_totals(record) if predicted]
+    totals = [realised / predicted for _, predicted, realised in realised_totals(record)]
     if not ratios or not totals:
         return "No realised errors were recorded."
     within = sum(0.8 <= ratio <= 1.2 for ratio in ratios) / len(ratios)
@@ -124,7 +124,8 @@ def _last_plan(record: Record) -> tuple[str, str]:
     headings = ("layer", "shape", "choice", "dense", "wire", "ratio", "share of bytes", "predicted error", "of all")
     content = _table(headings, shown, words=3, long=0)
     if folded:
-        content += f"<details><summary>{len(folded)} dense layers</summary>{_table(headings, folded, words=3, long=0)}</details>"
+        table = _table(headings, folded, words=3, long=0)
+        content += f"<details><summary>{len(folded)} dense layers</summary>{table}</details>"
     text = (
         f"Chosen at step {solve.step}, used from step {solve.effective_step}. Bytes of one copy of a layer's gradient; "
         f"squared errors."

@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -29,6 +29,7 @@ _SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lgreco"}
 
 
 Draw = Callable[[Axes, Record], None]
+Place = Literal["upper right", "center right"]
 
 
 def plan_svg(record: Record) -> str:
@@ -60,27 +61,25 @@ def steps_svg(record: Record) -> str:
 
 
 def realised_totals(record: Record) -> list[tuple[int, float, float]]:
-    """Step, predicted and realised error of each `realised`, in the norm and weights of the solve in force.
+    """Step, predicted and realised error of each `realised` in the units of the budget; without those of error zero.
 
-    The solve's own prediction is scaled by what came true of the layers' sum, as a budget may weigh layers.
+    Predicted is what the solve in force predicts, realised that times how the layers' sum came true: a budget may weigh
+    layers in a way that the record does not hold.
     """
     totals = []
     for each in record.realised:
         solve = _in_force(record.solves, each)
         if solve is not None:
             predicted, realised = each.totals(solve.norm)
-            share = realised / predicted if predicted else math.nan
-            totals.append((each.step, solve.predicted_error, solve.predicted_error * share))
+            if predicted > 0 and solve.predicted_error > 0:
+                totals.append((each.step, solve.predicted_error, solve.predicted_error * realised / predicted))
     return totals
 
 
 def accuracies(record: Record) -> list[tuple[int, list[float]]]:
     """Step and, for each layer with an error, realised over predicted."""
     return [
-        (
-            each.step,
-            [each.realised[name] / error for name, error in each.predicted.items() if error and name in each.realised],
-        )
+        (each.step, [realised / predicted for predicted, realised in each.pairs() if predicted > 0])
         for each in record.realised
     ]
 
@@ -124,7 +123,7 @@ def _draw_families(axes: Axes, record: Record) -> None:
             top = floor + np.array([each.get(name, 0.0) for _, each in sums])
             axes.stairs(top, edges, baseline=floor, fill=True, color=FAMILY_COLOURS[name], label=name)
             floor = top
-        axes.set_ylim(0, 1.35 * floor.max())
+        axes.set_ylim(0, 1.35 * floor.max() or 1.0)
     _finish(axes, record, "Plan's bytes by family", columns=4)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
 
@@ -165,7 +164,7 @@ def _draw_accuracy(axes: Axes, record: Record) -> None:
         medians = [float(np.median(ratios)) for _, ratios in found]
         axes.plot([step for step, _ in found], medians, color=INK, linewidth=1.4, label="median layer")
         every = np.concatenate([ratios for _, ratios in found])
-        every = every[np.isfinite(every) & (every > 0)]
+        every = every[every > 0]
         spread = max(1.5, float(np.exp(np.abs(np.log(every)).max())) * 1.1) if len(every) else 1.5
         axes.set_yscale("log")
         axes.set_ylim(1 / spread, spread)
@@ -198,12 +197,13 @@ def _draw_times(axes: Axes, record: Record) -> None:
     for (name, points), colour in zip(curves.items(), (INK, COLOURS[0], COLOURS[1]), strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, label=name)
     if curves:
-        axes.set_ylim(0, 1.35 * max(value for points in curves.values() for _, value in points if math.isfinite(value)))
+        highest = max((value for points in curves.values() for _, value in points if math.isfinite(value)), default=1.0)
+        axes.set_ylim(0, 1.35 * highest or 1.0)
     _finish(axes, record, "Time of a step, ms", columns=3, missing=not curves)
 
 
 def _finish(
-    axes: Axes, record: Record, title: str, *, columns: int = 1, place: str = "upper right", missing: bool = False
+    axes: Axes, record: Record, title: str, *, columns: int = 1, place: Place = "upper right", missing: bool = False
 ) -> None:
     """Title, steps from first to last, a faint line where each plan takes effect, and the legend."""
     for solve in record.solves:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 def shorten(names: Sequence[str], limit: int = 28) -> list[str]:
     """Short forms of names, in order, at most `limit` characters where that leaves them apart.
 
-    What all begin with goes, and `.weight` where nothing else has the same stem; then components from the left are cut
-    to three letters (numbers stay), and at last the middle is left out. Names that would fall together stay whole.
+    What all begin with goes, and `.weight` where nothing else has the same stem; then components in the middle are cut
+    to three letters, and at last the middle is left out, but for the block's number. Names that would fall together
+    stay whole.
     """
     stems = [_without_prefix(names, name) for name in names]
     bare = Counter(stem.removesuffix(".weight").removesuffix(".bias") for stem in stems)
@@ -33,12 +34,14 @@ def _without_prefix(names: Sequence[str], name: str) -> str:
 
 def _fit(name: str, limit: int) -> str:
     parts = name.split(".")
-    for place in range(len(parts) - 1):
-        if len(".".join(parts)) <= limit:
-            break
-        parts[place] = parts[place] if parts[place].isdigit() else parts[place][:3]
+    for place in range(1, len(parts) - 1):
+        if len(".".join(parts)) > limit and not parts[place].isdigit():
+            parts[place] = parts[place][:3]
     fitted = ".".join(parts)
     if len(fitted) <= limit:
         return fitted
-    head = (limit - 1) // 3
-    return f"{fitted[:head]}…{fitted[head + 1 - limit :]}"
+    numbers = [place for place, part in enumerate(name.split(".")) if part.isdigit()]
+    head = ".".join(name.split(".")[: numbers[-1] + 1]) + "." if numbers else ""
+    if len(head) > limit // 2:
+        head = name[: limit // 3]
+    return f"{head}…{name[len(head) + 1 - limit :]}"

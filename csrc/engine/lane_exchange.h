@@ -72,7 +72,7 @@ class LaneExchange final : public Exchange {
   void throw_if_failed();
 
   const ExchangeOptions options_;
-  const std::unique_ptr<transports::Transport> transport_;
+  std::unique_ptr<transports::Transport> transport_;  ///< none once closed
   const int rank_, world_size_;
   const std::vector<at::Tensor> parameters_;
 

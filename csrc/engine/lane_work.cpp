@@ -305,6 +305,7 @@ void LaneExchange::close() {
     }
   }
   jobs_.clear();
+  transport_.reset();
 }
 
 }  // namespace lgreco::engine

@@ -1,4 +1,5 @@
 // What the lanes do with a chunk: encode, reduce, decode; and how a failure is told to all ranks.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -21,6 +22,18 @@ bool bit(const uint32_t* bits, int64_t i) { return (bits[i / 32] >> (i % 32) & 1
 void set_bit(uint32_t* bits, int64_t i, bool value) {
   const uint32_t mask = 1U << (i % 32);
   bits[i / 32] = value ? bits[i / 32] | mask : bits[i / 32] & ~mask;
+}
+
+// A network's own words do not say with which rank something went wrong.
+template <typename Call>
+void naming_peer(const Job& job, const Call& call) {
+  try {
+    call();
+  } catch (const transports::PeerError& error) {
+    throw transports::PeerError(
+        concat("bucket ", job.bucket, ": rank ", error.peer(), " is lost: ", error.what()),
+        error.peer());
+  }
 }
 
 }  // namespace
@@ -58,12 +71,16 @@ Noise LaneExchange::noise_of(const Tile& tile, Round round) const {
 }
 
 void LaneExchange::write_header(Job& job, int32_t chunk, Round round) {
+  std::unique_lock lock(mutex_);  // a receive lane may fail at this moment
+  const bool failed = failed_;
+  const int culprit = culprit_;
+  lock.unlock();
   const ChunkHeader header{.step = static_cast<uint32_t>(attempted_steps_),
                            .bucket = static_cast<uint16_t>(job.bucket),
                            .round = round,
-                           .failed = failed_,
+                           .failed = failed,
                            .chunk = static_cast<uint32_t>(chunk),
-                           .culprit = culprit_,
+                           .culprit = culprit,
                            .plan = plan_->fingerprint(),
                            .replicas = replicas_hash_};
   std::memcpy(job.wire_of(job.layout.chunks()[chunk]), &header, sizeof(header));
@@ -113,7 +130,7 @@ void LaneExchange::check_replicas(Job& job, int32_t id) {
 
 void LaneExchange::send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk,
                         Round round) {
-  message.send(tag_of(job, chunk, round));
+  naming_peer(job, [&] { message.send(tag_of(job, chunk, round)); });
   sent = 1;
   sent_bytes_ += job.layout.chunks()[chunk].bytes;
 }
@@ -122,13 +139,12 @@ void LaneExchange::encode(Job& job, int32_t id) {
   const Chunk& chunk = job.layout.chunks()[id];
   const bool own = chunk.owner == rank_;
   // The last step's sends from this memory are over, or nearly.
-  if (own) {
+  naming_peer(job, [&] {
+    if (!own) return job.scatter_out[id]->wait(kUntilWoken);
     for (int peer = 0; peer < world_size_; ++peer) {
       if (peer != rank_) job.gather_out(peer, id).wait(kUntilWoken);
     }
-  } else {
-    job.scatter_out[id]->wait(kUntilWoken);
-  }
+  });
   uint8_t* wire = job.wire_of(chunk);
   write_header(job, id, kScatter);
   for (int32_t i = 0; i < chunk.piece_count; ++i) {
@@ -258,12 +274,18 @@ void LaneExchange::send_failure() {
     future->setError(std::make_exception_ptr(Error(failure_)));
   }
 }
+// But what some have been sent stays as it is, since it may still be leaving from this memory.
 
 // In place of every message that this rank still owes for a chunk: a header that says who is lost.
 void LaneExchange::send_failure_of(Job& job, int32_t id) {
   const bool own = job.layout.chunks()[id].owner == rank_;
   const Round round = own ? kGather : kScatter;
-  write_header(job, id, round);
+  const auto first =
+      job.sent.begin() +
+      static_cast<int64_t>(own ? job.layout.chunks().size() + job.slot(0, id) : static_cast<size_t>(id));
+  if (std::all_of(first, first + (own ? world_size_ : 1), [](uint8_t sent) { return sent == 0; })) {
+    write_header(job, id, round);
+  }
   const auto owe = [&](transports::Message& message, uint8_t& sent) {
     try {
       if (sent == 0) send(message, sent, job, id, round);

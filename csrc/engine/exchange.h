@@ -40,6 +40,7 @@ struct ExchangeStats {
   int64_t buffer_bytes = 0;  ///< wire buffers and inboxes held
 };
 
+/// Called by one thread at a time, but for close(), which any thread may call at any time.
 class Exchange {
  public:
   virtual ~Exchange() = default;

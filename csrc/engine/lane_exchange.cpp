@@ -55,6 +55,11 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
 }
 
 void LaneExchange::settle() {
+  const std::lock_guard call(calls_);
+  end_step();
+}
+
+void LaneExchange::end_step() {
   drain();
   if (complete_ && !dropped_) {
     residuals_->commit();
@@ -65,7 +70,8 @@ void LaneExchange::settle() {
 }
 
 void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) {
-  settle();
+  const std::lock_guard call(calls_);
+  end_step();
   if (plan != plan_) {
     clear_jobs(0);
     auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
@@ -91,6 +97,7 @@ void LaneExchange::clear_jobs(size_t keep) {
 }
 
 void LaneExchange::restart(std::shared_ptr<const Plan> plan) {
+  const std::lock_guard call(calls_);
   clear_jobs(0);
   plan_ = std::move(plan);
   residuals_ = std::make_unique<Residuals>(*plan_, rank_, options_.residual_dtype, at::kCPU);
@@ -112,6 +119,7 @@ Job& LaneExchange::job_for(const BucketCall& call) {
 }
 
 FuturePtr LaneExchange::run(const BucketCall& call) {
+  const std::lock_guard lock_call(calls_);
   throw_if_failed();
   Job& job = job_for(call);
   ensure(call.buffer.numel() == job.layout.numel(), "bucket ", call.index, " has ", call.buffer.numel(),

@@ -48,6 +48,7 @@ class LaneExchange final : public Exchange {
 
   void clear_jobs(size_t keep);
   void drain();
+  void end_step();
   Job& job_for(const BucketCall& call);
   void expect_messages(Job& job);
   void queue_encodes(Job& job);
@@ -84,6 +85,10 @@ class LaneExchange final : public Exchange {
 
   // The transaction: what the step under way, or the last one, will become.
   uint64_t committed_steps_ = 0;
+  /// Held by whoever uses jobs_, plan_ and residuals_ from outside the lanes: the training thread,
+  /// and close(), which may come from another.
+  std::mutex calls_;
+
   uint64_t attempted_steps_ = 0;
   bool complete_ = false;             ///< the last bucket was started
   std::atomic<bool> dropped_{false};  ///< nonfinite, or discarded by the user

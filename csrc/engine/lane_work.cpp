@@ -304,16 +304,30 @@ void LaneExchange::close() {
   {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
+  progress_.notify_all();
     closed_ = true;
   }
   watchdog_->stop();
   scatter_lane_->abort();
   gather_lane_->abort();
-  for (const auto& job : jobs_) {
-    if (job->active || failed_) {
-      job->abort_sends();
-    } else {
-      job->finish_sends(kGoodbye);  // a slower rank may still wait for the last averages
+  std::unique_lock call(calls_, std::try_to_lock);
+  if (!call.owns_lock()) {  // the training thread is within a call: let nothing hold it there
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& job : jobs_) job->abort_sends();
+    }
+    call.lock();
+  }
+  std::vector<Job*> idle;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& job : jobs_) {
+      if (job->active || failed_) {
+        job->abort_sends();
+      } else {
+        idle.push_back(job.get());
+      }
+  for (Job* job : idle) job->finish_sends(kGoodbye);  // a slower rank may wait for the last averages
     }
   }
   codec_lane_->stop();

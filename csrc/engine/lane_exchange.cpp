@@ -87,7 +87,7 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   scale_ = scale ? *scale->const_data_ptr<float>() : 1.0F;
   ++attempted_steps_;
   last_sent_bytes_ = sent_bytes_.exchange(0);
-  codec_lane_->post({Task::Kind::kBegin, nullptr, 0});
+  codec_lane_->post({Task::Kind::kBegin});
 }
 
 void LaneExchange::clear_jobs(size_t keep) {
@@ -145,7 +145,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     codec_lane_->post({Task::Kind::kDecode, &job, -1});
     return future;
   }
-  expect_messages(job);
+  expect_scatter(job);
   queue_encodes(job);
   return future;
 }
@@ -159,7 +159,7 @@ int32_t LaneExchange::tag_of(const Job& job, int32_t chunk, Round round) const {
 
 // Pairwise schedule: in turn d every rank sends to the rank d after it and receives from the rank d
 // before it, so each link carries one stream each way.
-void LaneExchange::expect_messages(Job& job) {
+void LaneExchange::expect_scatter(Job& job) {
   expected_.clear();
   for (int index = 0; index < job.layout.chunk_count_of(rank_); ++index) {
     const int32_t chunk = job.first_own + index;
@@ -170,26 +170,33 @@ void LaneExchange::expect_messages(Job& job) {
     }
   }
   scatter_lane_->expect(expected_.data(), expected_.size());
-  expected_.clear();
-  for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
-    for (int turn = 1; turn < world_size_; ++turn) {
-      const int owner = (rank_ - turn + world_size_) % world_size_;
-      if (index >= job.layout.chunk_count_of(owner)) continue;
-      const int32_t chunk = job.layout.first_chunk_of(owner) + index;
-      expected_.push_back({job.gather_in[chunk].get(), &job, chunk, owner, tag_of(job, chunk, kGather),
-                           job.layout.chunks()[chunk].bytes});
-    }
+}
+
+// Averages arrive where this rank encodes for their owner. An owner that gives up says so at once,
+// before it has what this rank owes it: so nothing is received there until that is encoded.
+void LaneExchange::expect_gather(Job& job, int32_t index) {
+  expected_answers_.clear();
+  for (int turn = 1; turn < world_size_; ++turn) {
+    const int owner = (rank_ - turn + world_size_) % world_size_;
+    if (index >= job.layout.chunk_count_of(owner)) continue;
+    const int32_t chunk = job.layout.first_chunk_of(owner) + index;
+    expected_answers_.push_back({job.gather_in[chunk].get(), &job, chunk, owner,
+                                 tag_of(job, chunk, kGather), job.layout.chunks()[chunk].bytes});
   }
-  gather_lane_->expect(expected_.data(), expected_.size());
+  gather_lane_->expect(expected_answers_.data(), expected_answers_.size());
 }
 
 void LaneExchange::queue_encodes(Job& job) {
   for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
+    Task task;
     for (int turn = 1; turn <= world_size_; ++turn) {
       const int owner = (rank_ + turn) % world_size_;
       if (index >= job.layout.chunk_count_of(owner)) continue;
-      codec_lane_->post({Task::Kind::kEncode, &job, job.layout.first_chunk_of(owner) + index});
+      if (task.job != nullptr) codec_lane_->post(task);
+      task = {Task::Kind::kEncode, &job, job.layout.first_chunk_of(owner) + index};
     }
+    task.last_of_index = true;
+    codec_lane_->post(task);
   }
 }
 

@@ -47,7 +47,7 @@ void LaneExchange::work(const Task& task) {
   try {
     switch (task.kind) {
       case Task::Kind::kBegin: return begin();
-      case Task::Kind::kEncode: return encode(*task.job, task.chunk);
+      case Task::Kind::kEncode: return encode(*task.job, task.chunk, task.last_of_index);
       case Task::Kind::kReduce: return reduce(*task.job, task.chunk);
       case Task::Kind::kDecode: return decode(*task.job, task.chunk);
       case Task::Kind::kFail: return;
@@ -135,7 +135,7 @@ void LaneExchange::send(transports::Message& message, uint8_t& sent, const Job& 
   sent_bytes_ += job.layout.chunks()[chunk].bytes;
 }
 
-void LaneExchange::encode(Job& job, int32_t id) {
+void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
   const Chunk& chunk = job.layout.chunks()[id];
   const bool own = chunk.owner == rank_;
   // The last step's sends from this memory are over, or nearly.
@@ -155,11 +155,9 @@ void LaneExchange::encode(Job& job, int32_t id) {
         residuals_->sender(tile, scale_), noise_of(tile, kScatter), wire + piece.wire_offset);
     set_bit(bits_of(wire), i, findings.nonzero);
   }
-  if (own) {
-    arrived(job, id);
-  } else {
-    send(*job.scatter_out[id], job.sent[id], job, id, kScatter);
-  }
+  if (!own) send(*job.scatter_out[id], job.sent[id], job, id, kScatter);
+  if (last_of_index) expect_gather(job, chunk.index);
+  if (own) arrived(job, id);
 }
 
 void LaneExchange::arrived(Job& job, int32_t chunk) {
@@ -243,7 +241,7 @@ void LaneExchange::fail(const std::string& message, int culprit) {
   }
   scatter_lane_->abort();
   gather_lane_->abort();
-  codec_lane_->post({Task::Kind::kFail, nullptr, 0});
+  codec_lane_->post({Task::Kind::kFail});
 }
 
 void LaneExchange::send_failure() {
@@ -274,9 +272,9 @@ void LaneExchange::send_failure() {
     future->setError(std::make_exception_ptr(Error(failure_)));
   }
 }
-// But what some have been sent stays as it is, since it may still be leaving from this memory.
 
 // In place of every message that this rank still owes for a chunk: a header that says who is lost.
+// But what some have been sent stays as it is, since it may still be leaving from this memory.
 void LaneExchange::send_failure_of(Job& job, int32_t id) {
   const bool own = job.layout.chunks()[id].owner == rank_;
   const Round round = own ? kGather : kScatter;
@@ -304,9 +302,9 @@ void LaneExchange::close() {
   {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
-  progress_.notify_all();
     closed_ = true;
   }
+  progress_.notify_all();
   watchdog_->stop();
   scatter_lane_->abort();
   gather_lane_->abort();
@@ -327,9 +325,9 @@ void LaneExchange::close() {
       } else {
         idle.push_back(job.get());
       }
-  for (Job* job : idle) job->finish_sends(kGoodbye);  // a slower rank may wait for the last averages
     }
   }
+  for (Job* job : idle) job->finish_sends(kGoodbye);  // a slower rank may wait for the last averages
   codec_lane_->stop();
   scatter_lane_->stop();
   gather_lane_->stop();

@@ -54,6 +54,7 @@ struct Task {
   Kind kind = Kind::kEncode;
   Job* job = nullptr;
   int32_t chunk = 0;
+  bool last_of_index = false;  ///< of kEncode: of the chunks with this index
 };
 
 /// Runs tasks one at a time. What others wait for (encode, reduce) goes before decoding.

@@ -8,5 +8,6 @@ namespace lgreco::bindings {
 void bind_engine(pybind11::module_& module);
 void bind_kernels(pybind11::module_& module);
 void bind_cuda_kernels(pybind11::module_& module);
+void bind_lowrank(pybind11::module_& module);
 
 }  // namespace lgreco::bindings

@@ -30,4 +30,5 @@ PYBIND11_MODULE(_C, module) {
   lgreco::bindings::bind_engine(module);
   lgreco::bindings::bind_kernels(module);
   lgreco::bindings::bind_cuda_kernels(module);
+  lgreco::bindings::bind_lowrank(module);
 }

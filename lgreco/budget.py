@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lgreco.error_table import ErrorTable
 from lgreco.solver_config import Accordion, Schedule, SolverConfig
+from lgreco.solver_tables import combine
 
 Array = npt.NDArray[np.float64]
 
@@ -61,11 +62,9 @@ def weighted_errors(table: ErrorTable, settings: SolverConfig) -> Array:
     `squared`: squared L2 distances; `l2`: L2 distances, whose sum the paper bounds. Weights of family and layer
     multiply them.
     """
-    errors = table.squared_errors if settings.norm == "squared" else np.sqrt(table.squared_errors)
     families = dict(settings.family_weights)
-    by_choice = np.array([families.get(choice.codec, 1.0) for choice in table.choices])
-    weighted: Array = errors * by_choice[None, :] * _layer_weights(table, settings)[:, None]
-    return weighted
+    by_choice = [families.get(choice.codec, 1.0) for choice in table.choices]
+    return combine(table.squared_errors, settings.norm, _layer_weights(table, settings), by_choice)
 
 
 def make_budget(

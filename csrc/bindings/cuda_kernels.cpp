@@ -23,17 +23,25 @@ using engine::dtype_of;
 using kernels::BatchRun;
 using kernels::DeviceTransaction;
 using kernels::QuantizeSpec;
+using kernels::SparseSpec;
 
 /// (gradient_offset, residual_offset, wire_offset, bit, numel, first_block, stream)
 using RunFields = std::tuple<int64_t, int64_t, int64_t, int64_t, int32_t, uint32_t, uint32_t>;
 /// (bits, block, symmetric, stochastic, bf16_scales)
 using SpecFields = std::tuple<int, int, bool, bool, bool>;
+/// (density, block, value_bits, random)
+using SparseFields = std::tuple<double, int, int, bool>;
 /// Both residual arenas; none: no error feedback.
 using Arenas = std::optional<std::array<Tensor, 2>>;
 
 QuantizeSpec spec_from(const SpecFields& fields) {
   const auto& [bits, block, symmetric, stochastic, bf16_scales] = fields;
   return {bits, block, symmetric, stochastic, bf16_scales};
+}
+
+SparseSpec spec_from(const SparseFields& fields) {
+  const auto& [density, block, value_bits, random] = fields;
+  return {density, block, value_bits, random};
 }
 
 void check_tensor(const Tensor& tensor, const char* name, int64_t least_numel) {
@@ -181,6 +189,45 @@ void bind_quantize(py::module_& module) {
   });
 }
 
+void bind_sparse(py::module_& module) {
+  module.def("sparse_encode", [](const SparseFields& fields, const CudaBatch& batch,
+                                 const Tensor& gradient, const Arenas& arenas,
+                                 const std::optional<Tensor>& scale, const Tensor& transaction,
+                                 uint64_t seed, const Tensor& wire, uint64_t stream) {
+    const SparseSpec spec = spec_from(fields);
+    batch.check_bucket(gradient);
+    batch.check_wire(wire, "wire",
+                     [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
+    kernels::batch_sparse_encode(spec, batch.view(), gradient.const_data_ptr(),
+                                 dtype_of(gradient, "the bucket"), batch.feedback(arenas, scale),
+                                 transaction_in(transaction), seed, wire.mutable_data_ptr<uint8_t>(),
+                                 stream_from(stream));
+  });
+  module.def("sparse_reduce", [](const SparseFields& fields, const CudaBatch& batch, const Tensor& inbox,
+                                 int count, int own_rank, float factor, const Arenas& arenas,
+                                 const std::optional<Tensor>& scale, const Tensor& transaction,
+                                 uint64_t seed, const Tensor& out, uint64_t stream) {
+    const SparseSpec spec = spec_from(fields);
+    batch.check_wire(out, "out",
+                     [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
+    kernels::batch_sparse_reduce(spec, batch.view(), payloads_in(inbox, count, own_rank, out), factor,
+                                 batch.feedback(arenas, scale), transaction_in(transaction), seed,
+                                 out.mutable_data_ptr<uint8_t>(), stream_from(stream));
+  });
+  module.def("sparse_decode", [](const SparseFields& fields, const CudaBatch& batch, const Tensor& wire,
+                                 const Tensor& out, const Arenas& arenas, const Tensor& transaction,
+                                 uint64_t seed, uint64_t stream) {
+    const SparseSpec spec = spec_from(fields);
+    batch.check_bucket(out);
+    batch.check_wire(wire, "wire",
+                     [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
+    kernels::batch_sparse_decode(spec, batch.view(), wire.const_data_ptr<uint8_t>(),
+                                 out.mutable_data_ptr(), dtype_of(out, "the bucket"),
+                                 batch.feedback(arenas, std::nullopt), transaction_in(transaction), seed,
+                                 stream_from(stream));
+  });
+}
+
 void bind_dense(py::module_& module) {
   module.def(
       "dense_encode", [](const std::string& wire_dtype, const CudaBatch& batch, const Tensor& gradient,
@@ -230,6 +277,7 @@ void bind_cuda_kernels(py::module_& module) {
   });
   bind_transactions(cuda);
   bind_quantize(cuda);
+  bind_sparse(cuda);
   bind_dense(cuda);
 }
 

@@ -29,12 +29,6 @@ std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
   return choices;
 }
 
-std::vector<codecs::Choice> choices_from(const std::vector<py::dict>& fields) {
-  std::vector<codecs::Choice> choices;
-  for (const py::dict& choice : fields) choices.push_back(choice_from(choice));
-  return choices;
-}
-
 // An engine may die wherever the last reference is dropped, DDP's reducer included; its lanes need
 // the GIL to finish what is theirs to finish, so it must not be held while they are joined.
 void destroy(Engine* engine) {

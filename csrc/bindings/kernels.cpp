@@ -13,6 +13,7 @@
 #include "engine/tensor_dtype.h"
 #include "kernels/dense.h"
 #include "kernels/quantize.h"
+#include "kernels/sparse.h"
 
 namespace lgreco::bindings {
 namespace {
@@ -23,9 +24,12 @@ using engine::dtype_of;
 using kernels::Feedback;
 using kernels::Findings;
 using kernels::QuantizeSpec;
+using kernels::SparseSpec;
 
 /// (bits, block, symmetric, stochastic, bf16_scales)
 using SpecFields = std::tuple<int, int, bool, bool, bool>;
+/// (density, block, value_bits, random)
+using SparseFields = std::tuple<double, int, int, bool>;
 /// (seed, step, stream, first_block)
 using NoiseFields = std::tuple<uint64_t, uint32_t, uint32_t, uint32_t>;
 /// A residual arena; none: no error feedback.
@@ -41,6 +45,16 @@ QuantizeSpec spec_from(const SpecFields& fields) {
   require(block >= 32 && block <= 4096 && block % 32 == 0,
           "block must be a multiple of 32, 32..4096, got ", block);
   return {bits, block, symmetric, stochastic, bf16_scales};
+}
+
+SparseSpec spec_from(const SparseFields& fields) {
+  const auto& [density, block, value_bits, random] = fields;
+  require(density >= 1e-4 && density <= 0.5, "density must be 1e-4..0.5, got ", density);
+  require(block >= 32 && block <= kernels::kMaxSparseBlockNumel && block % 32 == 0,
+          "block must be a multiple of 32, 32..65536, got ", block);
+  require((value_bits >= 2 && value_bits <= 8) || value_bits == 16 || value_bits == 32,
+          "value_bits must be 2..8, 16 or 32, got ", value_bits);
+  return {density, block, value_bits, random};
 }
 
 Noise noise_from(const NoiseFields& fields) {
@@ -130,6 +144,46 @@ bool quantize_decode_add(const SpecFields& fields, const Tensor& wire, const Ten
       .nonfinite;
 }
 
+FindingsFields sparse_encode(const SparseFields& fields, const Tensor& gradient, const Arena& committed,
+                             const Arena& shadow, float scale, const NoiseFields& noise,
+                             const Tensor& wire) {
+  const SparseSpec spec = spec_from(fields);
+  const DType dtype = dtype_of(gradient, "the gradient");
+  check_tensor(gradient, "the gradient", gradient.numel());
+  check_wire(wire, "the wire", kernels::sparse_wire_bytes(spec, gradient.numel()));
+  const Feedback feedback = feedback_from(committed, shadow, scale, gradient.numel());
+  const py::gil_scoped_release release;
+  return fields_of(kernels::sparse_encode(spec, gradient.const_data_ptr(), dtype, gradient.numel(),
+                                          feedback, noise_from(noise),
+                                          wire.mutable_data_ptr<uint8_t>()));
+}
+
+FindingsFields sparse_reduce(const SparseFields& fields, const std::vector<Tensor>& wires, float factor,
+                             int64_t numel, const Arena& committed, const Arena& shadow, float scale,
+                             const NoiseFields& noise, const Tensor& out) {
+  const SparseSpec spec = spec_from(fields);
+  const int64_t bytes = kernels::sparse_wire_bytes(spec, numel);
+  const auto pointers = wires_from(wires, bytes);
+  check_wire(out, "out", bytes);
+  const Feedback feedback = feedback_from(committed, shadow, scale, numel);
+  const py::gil_scoped_release release;
+  return fields_of(kernels::sparse_reduce(spec, pointers.data(), static_cast<int>(pointers.size()),
+                                          factor, numel, feedback, noise_from(noise),
+                                          out.mutable_data_ptr<uint8_t>()));
+}
+
+bool sparse_decode(const SparseFields& fields, const Tensor& wire, const NoiseFields& noise,
+                   const Tensor& out) {
+  const SparseSpec spec = spec_from(fields);
+  const DType dtype = dtype_of(out, "out");
+  check_tensor(out, "out", out.numel());
+  check_wire(wire, "the wire", kernels::sparse_wire_bytes(spec, out.numel()));
+  const py::gil_scoped_release release;
+  return kernels::sparse_decode(spec, wire.const_data_ptr<uint8_t>(), out.numel(), noise_from(noise),
+                                out.mutable_data_ptr(), dtype)
+      .nonfinite;
+}
+
 FindingsFields dense_encode(const std::string& wire_dtype, const Tensor& gradient,
                             const Arena& committed, const Arena& shadow, float scale,
                             const Tensor& wire) {
@@ -216,6 +270,16 @@ void bind_kernels(py::module_& module) {
   module.def("quantize_decode", &quantize_decode, py::arg("spec"), py::arg("wire"), py::arg("out"));
   module.def("quantize_decode_add", &quantize_decode_add, py::arg("spec"), py::arg("wire"),
              py::arg("sum"));
+  module.def("sparse_wire_bytes", [](const SparseFields& spec, int64_t numel) {
+    return kernels::sparse_wire_bytes(spec_from(spec), numel);
+  });
+  module.def("sparse_encode", &sparse_encode, py::arg("spec"), py::arg("gradient"), py::arg("committed"),
+             py::arg("shadow"), py::arg("scale"), py::arg("noise"), py::arg("wire"));
+  module.def("sparse_reduce", &sparse_reduce, py::arg("spec"), py::arg("wires"), py::arg("factor"),
+             py::arg("numel"), py::arg("committed"), py::arg("shadow"), py::arg("scale"),
+             py::arg("noise"), py::arg("out"));
+  module.def("sparse_decode", &sparse_decode, py::arg("spec"), py::arg("wire"), py::arg("noise"),
+             py::arg("out"));
   module.def("dense_encode", &dense_encode, py::arg("wire_dtype"), py::arg("gradient"),
              py::arg("committed"), py::arg("shadow"), py::arg("scale"), py::arg("wire"));
   module.def("dense_reduce", &dense_reduce, py::arg("wire_dtype"), py::arg("wires"), py::arg("factor"),

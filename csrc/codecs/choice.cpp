@@ -32,4 +32,13 @@ int Choice::integer_of(const std::string& key, int low, int high) const {
   return number;
 }
 
+double Choice::number_of(const std::string& key, double low, double high) const {
+  const std::string& value = text_of(key);
+  double number = 0.0;
+  const auto [end, status] = std::from_chars(value.data(), value.data() + value.size(), number);
+  require(status == std::errc() && end == value.data() + value.size() && number >= low && number <= high,
+          key, " must be from ", low, " to ", high, ", got ", value, " in ", text());
+  return number;
+}
+
 }  // namespace lgreco::codecs

@@ -23,6 +23,8 @@ struct Choice {
   const std::string& text_of(const std::string& key) const;
   /// The parameter as an integer within [low, high]; throws ValueError otherwise.
   int integer_of(const std::string& key, int low, int high) const;
+  /// The parameter as a number within [low, high]; throws ValueError otherwise.
+  double number_of(const std::string& key, double low, double high) const;
 };
 
 }  // namespace lgreco::codecs

@@ -3,6 +3,7 @@
 
 #include "codecs/dense.h"
 #include "codecs/quantize.h"
+#include "codecs/sparse.h"
 #include "core/error.h"
 
 namespace lgreco::codecs {
@@ -10,7 +11,9 @@ namespace lgreco::codecs {
 std::unique_ptr<Codec> make_codec(const Choice& choice) {
   if (choice.codec == "dense") return make_dense(choice);
   if (choice.codec == "quantize") return make_quantize(choice);
-  throw ValueError(concat("codec must be dense or quantize, got '", choice.codec, "'"));
+  if (choice.codec == "topk") return make_topk(choice);
+  if (choice.codec == "randomk") return make_randomk(choice);
+  throw ValueError(concat("codec must be dense, quantize, topk or randomk, got '", choice.codec, "'"));
 }
 
 }  // namespace lgreco::codecs

@@ -1,6 +1,6 @@
 // CUDA kernels over a batch: many runs of one codec in one launch, every pointer in device memory.
 //
-// The twins of quantize.h and dense.h for a whole bucket. Which arena is committed, the step and the
+// The twins of quantize.h, sparse.h and dense.h for a whole bucket. Which arena is committed, the step and the
 // loss scale are read on the device, so the host never waits. A launch is in stream order and throws
 // Error where it is refused; without CUDA every function throws Error and names the build flag.
 #pragma once
@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/types.h"
 #include "kernels/quantize.h"
+#include "kernels/sparse.h"
 
 struct CUstream_st;
 
@@ -36,8 +37,8 @@ static_assert(sizeof(BatchRun) == 48);
 /// Sets every run's batch_block. Returns the run of each of the batch's blocks, which is what a CUDA
 /// block asks first. Both arrays go to the device once per layout.
 inline std::vector<uint32_t> number_blocks(std::vector<BatchRun>& runs, int block_numel) {
-  require(block_numel >= 32 && block_numel <= 4096 && block_numel % 32 == 0,
-          "block must be a multiple of 32 from 32 to 4096, got ", block_numel);
+  require(block_numel >= 32 && block_numel <= 65536 && block_numel % 32 == 0,
+          "block must be a multiple of 32 from 32 to 65536, got ", block_numel);
   std::vector<uint32_t> block_runs;
   for (size_t i = 0; i < runs.size(); ++i) {
     require(runs[i].numel >= 0, "numel of run ", i, " must be at least 0, got ", runs[i].numel);
@@ -117,6 +118,18 @@ void batch_quantize_reduce(const QuantizeSpec& spec, const Batch& batch, const B
 void batch_quantize_decode(const QuantizeSpec& spec, const Batch& batch, const uint8_t* wire, void* out,
                            DType dtype, const BatchFeedback& feedback, DeviceTransaction* transaction,
                            CudaStream stream);
+
+/// The same three for sparse blocks.
+void batch_sparse_encode(const SparseSpec& spec, const Batch& batch, const void* gradient, DType dtype,
+                         const BatchFeedback& feedback, const DeviceTransaction* transaction,
+                         uint64_t seed, uint8_t* wire, CudaStream stream);
+void batch_sparse_reduce(const SparseSpec& spec, const Batch& batch, const BatchPayloads& payloads,
+                         float factor, const BatchFeedback& feedback,
+                         const DeviceTransaction* transaction, uint64_t seed, uint8_t* out,
+                         CudaStream stream);
+void batch_sparse_decode(const SparseSpec& spec, const Batch& batch, const uint8_t* wire, void* out,
+                         DType dtype, const BatchFeedback& feedback, DeviceTransaction* transaction,
+                         uint64_t seed, CudaStream stream);
 
 /// The same three for the dense wire.
 void batch_dense_encode(DType wire_dtype, const Batch& batch, const void* gradient, DType dtype,

@@ -31,4 +31,16 @@ LGRECO_HD float store_element(void* data, DType dtype, int64_t i, float value) {
   return dtype == DType::kBFloat16 ? bf16_to_float(half) : fp16_to_float(half);
 }
 
+/// Whether an element differs from +0 and -0.
+LGRECO_HD bool has_nonzero(const void* data, int64_t bytes, int numel) {
+  uint32_t seen = 0;
+  const auto* at = static_cast<const char*>(data);
+  for (int i = 0; i < numel; ++i) {
+    uint32_t bits = 0;
+    memcpy(&bits, at + i * bytes, bytes == 4 ? 4 : 2);
+    seen |= bits & (bytes == 4 ? 0x7FFFFFFFU : 0x7FFFU);
+  }
+  return seen != 0;
+}
+
 }  // namespace lgreco::kernels

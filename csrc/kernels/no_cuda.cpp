@@ -36,6 +36,20 @@ void batch_quantize_decode(const QuantizeSpec&, const Batch&, const uint8_t*, vo
   refuse();
 }
 
+void batch_sparse_encode(const SparseSpec&, const Batch&, const void*, DType, const BatchFeedback&,
+                         const DeviceTransaction*, uint64_t, uint8_t*, CudaStream) {
+  refuse();
+}
+void batch_sparse_reduce(const SparseSpec&, const Batch&, const BatchPayloads&, float,
+                         const BatchFeedback&, const DeviceTransaction*, uint64_t, uint8_t*,
+                         CudaStream) {
+  refuse();
+}
+void batch_sparse_decode(const SparseSpec&, const Batch&, const uint8_t*, void*, DType,
+                         const BatchFeedback&, DeviceTransaction*, uint64_t, CudaStream) {
+  refuse();
+}
+
 void batch_dense_encode(DType, const Batch&, const void*, DType, const BatchFeedback&,
                         const DeviceTransaction*, uint8_t*, CudaStream) {
   refuse();

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "kernels/elements.h"
 #include "kernels/quantize_levels.h"
 #include "kernels/quantize_math.h"
 #include "kernels/rest.h"

@@ -12,18 +12,6 @@ LGRECO_HD void pad_tail(const void* from, int64_t bytes, int numel, int padded_n
   for (int i = numel; i < padded_numel; ++i) memcpy(static_cast<char*>(to) + i * bytes, last, bytes);
 }
 
-/// Whether an element differs from +0 and -0.
-LGRECO_HD bool has_nonzero(const void* data, int64_t bytes, int numel) {
-  uint32_t seen = 0;
-  const auto* at = static_cast<const char*>(data);
-  for (int i = 0; i < numel; ++i) {
-    uint32_t bits = 0;
-    memcpy(&bits, at + i * bytes, bytes == 4 ? 4 : 2);
-    seen |= bits & (bytes == 4 ? 0x7FFFFFFFU : 0x7FFFU);
-  }
-  return seen != 0;
-}
-
 template <class Level>
 struct SimdQuantizer<Level>::GradientSource {
   GradientSource(const void* gradient, DType dtype, const Feedback& feedback)

@@ -5,7 +5,7 @@
 
 namespace lgreco::kernels {
 
-static __global__ void settle_kernel(DeviceTransaction* transaction, uint32_t begins) {
+[[maybe_unused]] static __global__ void settle_kernel(DeviceTransaction* transaction, uint32_t begins) {
   if (transaction->pending != 0 && transaction->flagged == 0) {
     transaction->committed ^= 1;
     ++transaction->step;
@@ -14,7 +14,7 @@ static __global__ void settle_kernel(DeviceTransaction* transaction, uint32_t be
   transaction->pending = begins;
 }
 
-static __global__ void discard_kernel(DeviceTransaction* transaction) {
+[[maybe_unused]] static __global__ void discard_kernel(DeviceTransaction* transaction) {
   if (transaction->pending != 0) transaction->flagged = 1;
 }
 

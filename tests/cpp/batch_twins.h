@@ -70,7 +70,8 @@ struct Twins {
                               uint8_t* wire) const = 0;
   virtual void reduce_run(const uint8_t* const* wires, int64_t numel, const Feedback&, const Noise&,
                           uint8_t* out) const = 0;
-  virtual Findings decode_run(const uint8_t* wire, int64_t numel, void* out, DType) const = 0;
+  virtual Findings decode_run(const uint8_t* wire, int64_t numel, const Noise&, void* out,
+                              DType) const = 0;
 };
 
 inline constexpr float kFactor = 1.0F / kRanks;
@@ -110,7 +111,8 @@ struct QuantizeTwins final : Twins {
                   const Noise& noise, uint8_t* out) const override {
     quantize_reduce(spec, wires, kRanks, kFactor, numel, feedback, noise, out);
   }
-  Findings decode_run(const uint8_t* wire, int64_t numel, void* out, DType dtype) const override {
+  Findings decode_run(const uint8_t* wire, int64_t numel, const Noise&, void* out,
+                      DType dtype) const override {
     return quantize_decode(spec, wire, numel, out, dtype);
   }
 
@@ -147,7 +149,8 @@ struct DenseTwins final : Twins {
                   uint8_t* out) const override {
     dense_reduce(wire_dtype, wires, kRanks, kFactor, numel, feedback, out);
   }
-  Findings decode_run(const uint8_t* wire, int64_t numel, void* out, DType dtype) const override {
+  Findings decode_run(const uint8_t* wire, int64_t numel, const Noise&, void* out,
+                      DType dtype) const override {
     return dense_decode(wire_dtype, wire, numel, out, dtype);
   }
 

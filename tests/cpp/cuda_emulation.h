@@ -8,6 +8,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -162,6 +163,12 @@ T __shfl_xor_sync(unsigned, T value, int step) {
   return value;
 }
 
+/// The value of the lane `step` lanes before, or the own one where there is none.
+inline uint32_t __shfl_up_sync(unsigned, uint32_t value, int step) {
+  const unsigned lane = threadIdx.x % 32, from = lane >= static_cast<unsigned>(step) ? lane - step : lane;
+  return lgreco::emulation::with_warp(value, [&](const uint32_t* slots) { return slots[from]; });
+}
+
 inline unsigned __ballot_sync(unsigned, bool fact) {
   return lgreco::emulation::with_warp(fact ? 1U : 0U, [](const uint32_t* slots) {
     unsigned found = 0;
@@ -173,6 +180,14 @@ inline unsigned __ballot_sync(unsigned, bool fact) {
 inline void __syncwarp() { lgreco::emulation::Machine::instance().wait_for_warp(); }
 inline void __syncthreads() { lgreco::emulation::Machine::instance().wait_for_block(); }
 
+inline int __popc(unsigned word) { return std::popcount(word); }
+inline int __ffs(int word) { return word == 0 ? 0 : std::countr_zero(static_cast<unsigned>(word)) + 1; }
+
+inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
+  const uint32_t before = *at;
+  *at += value;
+  return before;
+}
 inline uint32_t atomicOr(uint32_t* at, uint32_t value) {
   const uint32_t before = *at;
   *at |= value;

@@ -138,11 +138,10 @@ def _draw_families(axes: Axes, record: Record) -> None:
 def _draw_errors(axes: Axes, record: Record) -> None:
     if record.solves:
         edges = [*(solve.effective_step for solve in record.solves), _end(record)]
-        budgets = [solve.budget for solve in record.solves]
-        axes.stairs(
-            budgets, edges, color=REFERENCE_COLOUR, linestyle="--", linewidth=1.2, label="budget", baseline=None
-        )
-        predicted = [solve.predicted_error for solve in record.solves]
+        budgets = [_or_gap(solve.budget) for solve in record.solves]  # infinite where bytes are the budget
+        if not all(map(math.isnan, budgets)):
+            axes.stairs(budgets, edges, color=REFERENCE_COLOUR, linestyle="--", label="budget", baseline=None, zorder=3)
+        predicted = [_or_gap(solve.predicted_error) for solve in record.solves]
         axes.stairs(predicted, edges, color=COLOURS[2], linewidth=1.6, label="predicted", baseline=None)
     totals = realised_totals(record)
     if totals:

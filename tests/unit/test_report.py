@@ -165,6 +165,7 @@ ODD = {
     "realised before a solve": [START, Realised(3, {"block.w": 1.0}, {"block.w": 0.0}), solve(5)],
     "a solve after the last step": [START, Steps(10, 10, 5.0), solve(9, effective_step=30)],
     "a budget of bytes": [START, solve(5, budget=math.inf), solve(9, predicted_error=math.nan, gap=math.inf)],
+    "a budget of bytes alone": [START, solve(5, budget=math.inf)],
     "two solves of one step": [START, solve(5), solve(5, WEAK)],
     "markup in names": [
         dataclasses.replace(START, layers=(LayerInfo("<b>&", (2, 2), "fp32"),), config={"x": "<i>$x$"}),
@@ -178,6 +179,9 @@ ODD = {
 }
 
 
+WITH_BUDGET = set(ODD) - {"only a start", "no layers", "steps without a plan", "a budget of bytes alone"}
+
+
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.filterwarnings("error")
 def test_odd_records_make_a_page(name: str) -> None:
@@ -186,6 +190,7 @@ def test_odd_records_make_a_page(name: str) -> None:
     assert page.count("<section") == 8
     assert "<script" not in page
     assert "nan x" not in "".join(reader.text)
+    assert (page.count(">budget<") == 2) == (name in WITH_BUDGET), "in the picture's legend and the table's head"
     if name == "dollars in names":
         assert page.count("a$b$_{") == 2, "in the picture and in the table, and no formula"
 

@@ -20,7 +20,6 @@ from lgreco.plan_source import PlanSource, load_plan
 from lgreco.plan_table import plan_table
 
 _PATH = click.Path(path_type=Path)
-_NOMINAL = "Bytes of compressed layers are nominal: values, scales and indices, without headers and padding."
 
 
 @contextmanager
@@ -42,14 +41,14 @@ def plan_group() -> None:
 def show(file: Path) -> None:
     """Show a plan: a YAML file, or the last plan of a record or a run's folder.
 
-    Bytes are those of one copy of the gradient.
+    Bytes are those of one copy of the gradient, without headers.
     """
     with readable_errors():
         source = load_plan(file)
+        table = plan_table(source.plan, source.wire_bytes)
     console = Console()
     console.print(source.title, highlight=False, soft_wrap=True, markup=False)
-    console.print(plan_table(source.plan, source.wire_bytes))
-    _say_if_nominal(console, source)
+    console.print(table)
 
 
 @plan_group.command("diff")
@@ -59,13 +58,13 @@ def diff(before: Path, after: Path) -> None:
     """Show the layers whose choice differs between two plans, with their bytes."""
     with readable_errors():
         old, new = load_plan(before), load_plan(after)
+        table = _diff_table(old, new)
     console = Console()
     console.print(f"before: {old.title}\nafter:  {new.title}", highlight=False, soft_wrap=True, markup=False)
     if old.plan == new.plan:
         console.print(f"equal: {len(old.plan)} layers, plan {old.plan.fingerprint()[:12]}", highlight=False)
         return
-    console.print(_diff_table(old, new))
-    _say_if_nominal(console, old, new)
+    console.print(table)
 
 
 @plan_group.command("solve")
@@ -116,11 +115,6 @@ def _budget(
     if relative_error is not None or bytes_ is not None:
         return Budget(None, 1.0, relative_error, bytes_)
     return Budget(parse(reference), alpha)
-
-
-def _say_if_nominal(console: Console, *sources: PlanSource) -> None:
-    if any(source.nominal for source in sources):
-        console.print(_NOMINAL, style="dim", soft_wrap=True)
 
 
 def _diff_table(old: PlanSource, new: PlanSource) -> Table:

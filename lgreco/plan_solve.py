@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from lgreco import solver
 from lgreco.choice import Choice
 from lgreco.error_table import Array, ErrorTable
 from lgreco.family import family, in_order
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.record_kinds import ring_bytes
-
-
-class Solution(Protocol):
-    """What `lgreco.solver.solve` returns, of which this is used."""
-
-    choices: Sequence[int]
-    lower_bound: float
-    gap: float
 
 
 @dataclass(frozen=True)
@@ -104,12 +96,9 @@ def solve_table(table: ErrorTable, budget: Budget, norm: str = "squared", method
     settings: dict[str, Any] = {} if method is None else {"method": method}
     if reference is not None:
         settings["reference"] = np.array(reference, dtype=np.int32)
-    solve = importlib.import_module("lgreco.solver").solve  # only here: it needs the native module's solver
     if budget.bytes is not None:
-        # The same problem with its two tables exchanged: least error within a sum of bytes.
-        costs = np.where(table.offered, table.costs, np.nan)
-        solution: Solution = solve(costs, errors, budget.bytes, **settings)
-        limit = _spent(table, errors, solution.choices).error
+        solution = solver.minimise_error(errors, table.costs, budget.bytes, **settings)
+        limit = _spent(table, errors, solution.choices.tolist()).error
     else:
         if budget.relative_error is not None:
             limit = budget.relative_error * math.fsum(norms)
@@ -117,17 +106,18 @@ def solve_table(table: ErrorTable, budget: Budget, norm: str = "squared", method
             limit = budget.alpha * _spent(table, errors, reference).error
         else:
             raise ValueError("a budget is a reference, a relative error or bytes, got none of them")
-        solution = solve(errors, table.costs, limit, **settings)
-    chosen = [table.choices[column] for column in solution.choices]
+        solution = solver.solve(errors, table.costs, limit, **settings)
+    columns = [int(column) for column in solution.choices]
+    chosen = [table.choices[column] for column in columns]
     plan = Plan(PlannedLayer(layer, choice, "solved") for layer, choice in zip(table.layers, chosen, strict=True))
     uniforms = _best_uniforms(table, errors, limit)
-    return Solved(table, _spent(table, errors, solution.choices), plan, limit, float(solution.gap), uniforms)
+    return Solved(table, _spent(table, errors, columns), plan, limit, float(solution.gap), uniforms)
 
 
 def _spent(table: ErrorTable, errors: Array, columns: Sequence[int]) -> Spent:
-    cells = [(row, int(column)) for row, column in enumerate(columns)]
+    cells = list(enumerate(columns))
     cost, error = (math.fsum(values[cell] for cell in cells) for values in (table.costs, errors))
-    return Spent(tuple(column for _, column in cells), cost, error)
+    return Spent(tuple(columns), cost, error)
 
 
 def _best_uniforms(table: ErrorTable, errors: Array, limit: float) -> tuple[Uniform, ...]:

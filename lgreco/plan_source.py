@@ -8,10 +8,12 @@ from pathlib import Path
 
 from lgreco.choice import Choice
 from lgreco.layer import LayerInfo
-from lgreco.nominal_bytes import nominal_bytes
-from lgreco.plan import Plan, PlannedLayer
+from lgreco.plan import Plan, PlannedLayer, wire_bytes
 from lgreco.record import find, read
 from lgreco.record_kinds import Solve, Start
+
+_ONE_COPY = 2
+"""World size at which a rank sends, in both rounds, as much as one copy: 2 (W-1)/W is 1."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,14 @@ class PlanSource:
     title: str
     recorded: Mapping[str, float]
 
-    @property
-    def nominal(self) -> bool:
-        """Whether bytes are nominal, not as recorded, for some layer that is not dense."""
-        return any(name not in self.recorded and choice.codec != "dense" for name, choice in self.plan.items())
-
     def wire_bytes(self, layer: LayerInfo, choice: Choice) -> int:
-        """Encoded bytes of one copy of a layer under the plan's choice."""
+        """Encoded bytes of one copy of a layer: as recorded, else as the engine counts them.
+
+        Raises:
+            ValueError: for a codec that this build lacks.
+        """
         known = self.recorded.get(layer.name)
-        return nominal_bytes(layer, choice) if known is None else round(known)
+        return round(wire_bytes(layer, choice, _ONE_COPY) if known is None else known)
 
 
 def load_plan(path: str | Path) -> PlanSource:

@@ -121,7 +121,7 @@ def _last_plan(record: Record) -> tuple[str, str]:
     shown, folded = ([row for row, dense in rows if dense == wanted] for wanted in (False, True))
     if not shown:
         shown, folded = folded, []
-    headings = ("layer", "shape", "choice", "dense", "wire", "ratio", "share of bytes", "predicted error", "of all")
+    headings = ("layer", "shape", "choice", "dense", "wire", "ratio", "share of bytes", "predicted error")
     content = _table(headings, shown, words=3, long=0)
     if folded:
         table = _table(headings, folded, words=3, long=0)
@@ -137,7 +137,7 @@ def _plan_rows(record: Record, solve: Solve) -> list[tuple[tuple[str, ...], bool
     """Cells of each layer, and whether it is dense."""
     source, colours = of_solve(solve, record.start, "record"), colours_of(record)
     sizes = [source.wire_bytes(planned.layer, planned.choice) for planned in source.plan.planned]
-    bytes_sum, error_sum = sum(sizes), math.fsum(solve.layer_errors.values())
+    bytes_sum = sum(sizes)
     largest = max(sizes, default=0), max(solve.layer_errors.values(), default=0.0)
     rows: list[tuple[tuple[str, ...], bool]] = []
     for planned, size in zip(source.plan.planned, sizes, strict=True):
@@ -151,9 +151,8 @@ def _plan_rows(record: Record, solve: Solve) -> list[tuple[tuple[str, ...], bool
             bytes_text(layer.dense_bytes),
             bytes_text(size),
             f"{layer.dense_bytes / size:.1f}" if size else "-",
-            _bar(size, largest[0], bytes_sum),
-            "-" if error is None else f"{error:.3g}",
-            _bar(error or 0.0, largest[1], error_sum),
+            _bar(size, largest[0], f"{size / bytes_sum:.1%}" if bytes_sum else "-"),
+            _bar(error or 0.0, largest[1], "-" if error is None else f"{error:.3g}"),
         )
         rows.append((cells, family(choice) == "dense"))
     return rows
@@ -171,7 +170,7 @@ def _solves_table(record: Record) -> str:
             str(solve.changed),
             bytes_text(solve.wire_bytes),
             f"{solve.dense_bytes / solve.wire_bytes:.1f}" if solve.wire_bytes else "-",
-            f"{solve.budget:.4g}",
+            f"{solve.budget:.4g}" if math.isfinite(solve.budget) else "bytes",
             f"{solve.predicted_error:.4g}",
             f"{solve.gap:.2%}",
             f"{solve.measure_ms:.3g} + {solve.solve_ms:.3g}",
@@ -208,8 +207,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: int, l
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _bar(value: float, largest: float, total: float) -> str:
-    """A value's share of the total, with a bar against the largest."""
+def _bar(value: float, largest: float, text: str) -> str:
+    """Text with a bar that shows a value against the largest."""
     length = value / largest if largest else 0.0
-    share = value / total if total else 0.0
-    return f'<span class="bar"><b style="width:{100 * length:.0f}%"></b></span>{share:.1%}'
+    return f'<span class="bar"><b style="width:{100 * length:.0f}%"></b></span><em>{text}</em>'

@@ -20,7 +20,7 @@ from lgreco.figure_style import COLOURS, FAINT, INK, REFERENCE_COLOUR, STYLE
 from lgreco.plan_figure import FAMILY_COLOURS, draw_plan, rows_of
 from lgreco.quantities import bytes_text
 from lgreco.record import Record
-from lgreco.record_kinds import Realised, Solve
+from lgreco.record_kinds import Realised, Solve, total_error
 from lgreco.scalars import family_bytes
 
 _WIDTH, _PAIR_HEIGHT = 10.6, 3.0  # inches
@@ -63,16 +63,16 @@ def steps_svg(record: Record) -> str:
 def realised_totals(record: Record) -> list[tuple[int, float, float]]:
     """Step, predicted and realised error of each `realised` in the units of the budget; without those of error zero.
 
-    Predicted is what the solve in force predicts, realised that times how the layers' sum came true: a budget may weigh
-    layers in a way that the record does not hold.
+    Both are of the plan that was in force, predicted by the table of that step. A budget may weigh layers in a way that
+    the record does not hold: that plan's own prediction tells the weight of its sum.
     """
     totals = []
     for each in record.realised:
         solve = _in_force(record.solves, each)
-        if solve is not None:
-            predicted, realised = each.totals(solve.norm)
-            if predicted > 0 and solve.predicted_error > 0:
-                totals.append((each.step, solve.predicted_error, solve.predicted_error * realised / predicted))
+        predicted, realised = each.totals(solve.norm if solve else "squared")
+        if predicted > 0:
+            unit = _unit(solve) if solve else 1.0
+            totals.append((each.step, unit * predicted, unit * realised))
     return totals
 
 
@@ -85,9 +85,16 @@ def accuracies(record: Record) -> list[tuple[int, list[float]]]:
 
 
 def _in_force(solves: Sequence[Solve], realised: Realised) -> Solve | None:
-    """The last solve whose table a realised error can belong to: not later, and the first one if none is."""
-    before = [solve for solve in solves if solve.step <= realised.step]
-    return before[-1] if before else (solves[0] if solves else None)
+    """The solve whose plan the exchange of that step used; of an earlier plan nothing is known."""
+    before = [solve for solve in solves if solve.effective_step <= realised.step]
+    return before[-1] if before else None
+
+
+def _unit(solve: Solve) -> float:
+    """What an error of one counts in a solve's budget: 1 but for weights."""
+    plain = total_error(solve.layer_errors.values(), solve.norm)
+    known = plain > 0 and math.isfinite(solve.predicted_error) and solve.predicted_error > 0
+    return solve.predicted_error / plain if known else 1.0
 
 
 def _draw_bytes(axes: Axes, record: Record) -> None:
@@ -131,24 +138,28 @@ def _draw_families(axes: Axes, record: Record) -> None:
 def _draw_errors(axes: Axes, record: Record) -> None:
     if record.solves:
         edges = [*(solve.effective_step for solve in record.solves), _end(record)]
-        budgets = [solve.budget for solve in record.solves]
-        axes.stairs(
-            budgets, edges, color=REFERENCE_COLOUR, linestyle="--", linewidth=1.2, label="budget", baseline=None
-        )
-        predicted = [solve.predicted_error for solve in record.solves]
+        budgets = [_or_gap(solve.budget) for solve in record.solves]  # infinite where bytes are the budget
+        if not all(map(math.isnan, budgets)):
+            axes.stairs(budgets, edges, color=REFERENCE_COLOUR, linestyle="--", label="budget", baseline=None, zorder=3)
+        predicted = [_or_gap(solve.predicted_error) for solve in record.solves]
         axes.stairs(predicted, edges, color=COLOURS[2], linewidth=1.6, label="predicted", baseline=None)
     totals = realised_totals(record)
     if totals:
         steps, realised = [step for step, _, _ in totals], [value for _, _, value in totals]
         axes.plot(steps, realised, "o", color=COLOURS[1], markersize=4.5, label="realised")
     values = [value for solve in record.solves for value in (solve.budget, solve.predicted_error)]
-    values = [value for value in [*values, *(total[2] for total in totals)] if value > 0]
+    values = [value for value in [*values, *(total[2] for total in totals)] if 0 < value < math.inf]
     if values and max(values) > 12 * min(values):
         axes.set_yscale("log")
         axes.set_ylim(min(values) / 1.5, max(values) * 4)
     elif values:
         axes.set_ylim(0, 1.35 * max(values))
     _finish(axes, record, "Error against its budget", columns=3)
+
+
+def _or_gap(value: float) -> float:
+    """The value where it can be drawn, else NaN, which leaves a gap."""
+    return value if math.isfinite(value) else math.nan
 
 
 def _draw_accuracy(axes: Axes, record: Record) -> None:

@@ -28,6 +28,7 @@ tbody tr:hover { background: #f8fafc; }
 .chip { display: inline-block; width: 11px; height: 11px; margin-right: 7px; border-radius: 3px; vertical-align: -1px; }
 .bar { display: inline-block; width: 44px; height: 7px; margin-right: 7px; border-radius: 4px; background: #eef2f7; }
 .bar b { display: block; height: 7px; border-radius: 4px; background: #7b93b3; }
+.bar + em { display: inline-block; min-width: 50px; font-style: normal; }
 details { margin-top: 10px; font-size: 13px; }
 summary { cursor: pointer; color: #475569; }
 pre { margin: 8px 0 0; padding: 12px; overflow: auto; border-radius: 8px; background: #f8fafc; font-size: 12.5px; }

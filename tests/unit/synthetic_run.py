@@ -106,11 +106,14 @@ def write_run(path: Path, layers: Sequence[LayerInfo] | None = None, solves: int
             if step % interval == 20:
                 table = error_table(step, layers=layers)
                 reference = table.squared_errors[range(len(layers)), table.uniform(REFERENCE)].sum()
+                if previous is not None:  # what was in force meets the new table
+                    errors = zip(layers, previous.values(), table.squared_errors, strict=True)
+                    predicted = {layer.name: float(row[table.index(choice)]) for layer, choice, row in errors}
+                    noisy = {name: error * rng.lognormal(0.0, 0.12) for name, error in predicted.items()}
+                    recorder.realised(Realised(step, predicted, noisy))
                 solve, plan = _solve(table, float(reference), previous)
                 recorder.solve(solve)
                 previous, sent = plan, solve.wire_bytes
-                noisy = {name: error * rng.lognormal(0.0, 0.12) for name, error in solve.layer_errors.items()}
-                recorder.realised(Realised(step, solve.layer_errors, noisy))
             loss = 2.1 + 3.4 * math.exp(-step / 60) + 0.05 * rng.normal()
             step_ms, codec_ms, wait_ms = 210 + 8 * rng.normal(), 14 + rng.normal(), 3 + abs(rng.normal())
             recorder.steps(step, wire_bytes=sent, step_ms=step_ms, codec_ms=codec_ms, wait_ms=wait_ms, loss=loss)

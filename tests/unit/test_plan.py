@@ -117,7 +117,7 @@ layers = st.lists(
     st.builds(
         LayerInfo,
         name=st.text(min_size=1),
-        shape=st.lists(st.integers(0, 5000), max_size=4).map(tuple),
+        shape=st.lists(st.integers(0, 5000), max_size=2).map(tuple),
         dtype=st.sampled_from(["fp32", "bf16", "fp16"]),
     ),
     unique_by=lambda layer: layer.name,

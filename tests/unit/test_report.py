@@ -164,6 +164,8 @@ ODD = {
     "zero errors": [START, solve(5), Realised(6, {"block.w": 0.0}, {"block.w": 0.0})],
     "realised before a solve": [START, Realised(3, {"block.w": 1.0}, {"block.w": 0.0}), solve(5)],
     "a solve after the last step": [START, Steps(10, 10, 5.0), solve(9, effective_step=30)],
+    "a budget of bytes": [START, solve(5, budget=math.inf), solve(9, predicted_error=math.nan, gap=math.inf)],
+    "a budget of bytes alone": [START, solve(5, budget=math.inf)],
     "two solves of one step": [START, solve(5), solve(5, WEAK)],
     "markup in names": [
         dataclasses.replace(START, layers=(LayerInfo("<b>&", (2, 2), "fp32"),), config={"x": "<i>$x$"}),
@@ -177,6 +179,9 @@ ODD = {
 }
 
 
+WITH_BUDGET = set(ODD) - {"only a start", "no layers", "steps without a plan", "a budget of bytes alone"}
+
+
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.filterwarnings("error")
 def test_odd_records_make_a_page(name: str) -> None:
@@ -185,6 +190,7 @@ def test_odd_records_make_a_page(name: str) -> None:
     assert page.count("<section") == 8
     assert "<script" not in page
     assert "nan x" not in "".join(reader.text)
+    assert (page.count(">budget<") == 2) == (name in WITH_BUDGET), "in the picture's legend and the table's head"
     if name == "dollars in names":
         assert page.count("a$b$_{") == 2, "in the picture and in the table, and no formula"
 
@@ -240,11 +246,14 @@ def test_labels(choice: str, text: str) -> None:
 
 
 def test_realised_errors_are_in_the_units_of_the_budget() -> None:
-    realised = Realised(6, {"block.w": 4.0, "block.b": 0.0}, {"block.w": 9.0, "block.b": 0.0})
-    weighted = solve(5, predicted_error=100.0)
-    assert realised_totals(Record((START, weighted, realised))) == [(6, 100.0, 225.0)]
-    by_norm = solve(5, predicted_error=100.0, norm="l2")
-    assert realised_totals(Record((START, by_norm, realised))) == [(6, 100.0, 150.0)]
+    realised = Realised(9, {"block.w": 4.0, "block.b": 0.0}, {"block.w": 9.0, "block.b": 0.0})
+    assert realised_totals(Record((START, solve(5), realised))) == [(9, 4.0, 9.0)]
+    assert realised_totals(Record((START, solve(5, norm="l2", predicted_error=1.5**0.5), realised))) == [(9, 2.0, 3.0)]
+    weighted = solve(5, predicted_error=15.0)
+    assert realised_totals(Record((START, weighted, realised))) == [(9, 40.0, 90.0)]
+    later = solve(8, predicted_error=150.0)  # chosen before, used from step 10 on
+    assert realised_totals(Record((START, weighted, realised, later))) == [(9, 40.0, 90.0)]
+    assert realised_totals(Record((START, later, realised))) == [(9, 4.0, 9.0)]
 
 
 @pytest.mark.parametrize(

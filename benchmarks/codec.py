@@ -2,12 +2,18 @@
 """Times the CPU kernels on one thread against the roof `e += g`, which reads 8 and writes 4 bytes an element.
 
     python benchmarks/codec.py --mib 25 100 --json codec.json
+    python benchmarks/codec.py --lowrank --mib 100 --json lowrank.json
 
 Kernels: encode (fp32 gradient + committed residual -> wire and shadow residual, as the engine calls it),
 encode_in_place (the residual overwrites itself), encode_alone (no error feedback), reduce_4 (sum of 4 payloads +
 residual -> wire and shadow), reduce_4_alone (no error feedback), decode (wire -> gradient), decode_add (sum += decoded
 wire), and for comparison read (each value once), memcpy, and torch_eager (encode_in_place of 4 bits in torch's eager
 operations).
+
+With --lowrank instead of the choices' kernels, for a square matrix of that size (100 MiB: 5120 x 5120): gather_project
+(gradient + residual -> matrix, and its product with q), gather_project_in_place (over the residual), torch_add_mm
+(torch's in-place add, then its product), project, project_transposed, orthonormalise, reconstruct (over the gradient,
+and what is left over the matrix), reconstruct_own (what is left by factors of this rank's own).
 
 Every repetition times the roof right before the kernel, and kernels take turns, so that both see the same machine. The
 clock is the thread's CPU time unless --clock wall: other processes may take the core away without being counted, but
@@ -17,6 +23,7 @@ what they do to caches and memory is. ratio_to_roof is a time over a time: 1.25 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +53,7 @@ _CHOICES = (
 _CLOCKS = {"thread": time.thread_time, "wall": time.perf_counter}
 _COLUMNS = ("kernel", "choice", "numel", "ms_median", "roof_ms_median", "ratio_to_roof", "ns_per_element")
 _PAYLOADS = 4
+_RANKS = (1, 2, 4, 8)
 _NOISE = (1, 0, 0, 0)
 _HALF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -143,9 +151,49 @@ def other_works(bucket: Bucket, eager: bool) -> dict[str, Work]:
     return works
 
 
-def works_of(choices: Sequence[str], bucket: Bucket, eager: bool) -> dict[tuple[str, str], Work]:
+def lowrank_works(rank: int, bucket: Bucket) -> dict[str, Work]:
+    """The low-rank kernels of a rank by name, over square matrices."""
+    side = math.isqrt(bucket.gradient.numel())
+    gradient, residual, matrix, out = (
+        tensor[: side * side].view(side, side)
+        for tensor in (bucket.gradient, bucket.committed, bucket.shadow, bucket.out)
+    )
+    p, q, own_p, own_q, basis = (torch.empty(rank, side) for _ in range(5))
+    for layer, factor in enumerate((p, q, own_p, own_q, basis)):
+        for column in range(rank):
+            _C.lowrank_seed_column(factor, column, 1, layer)
+    seeded, product, columns = basis.clone(), torch.empty(side, rank), q.t().contiguous()
+
+    def orthonormalise() -> None:
+        basis.copy_(seeded)
+        _C.lowrank_orthonormalise(basis)
+
+    def torch_add_mm() -> None:
+        residual.add_(gradient)
+        torch.mm(residual, columns, out=product)
+
+    def reconstruct(left_by_p: Tensor, left_by_q: Tensor) -> object:
+        return _C.lowrank_reconstruct(p, q, 0.25, out, matrix, left_by_p, left_by_q, matrix)
+
+    return {
+        "gather_project": lambda: _C.lowrank_gather_project(gradient, residual, 1.0, matrix, q, p),
+        "gather_project_in_place": lambda: _C.lowrank_gather_project(gradient, residual, 1.0, residual, q, p),
+        "torch_add_mm": torch_add_mm,
+        "project": lambda: _C.lowrank_project(matrix, q, p),
+        "project_transposed": lambda: _C.lowrank_project_transposed(matrix, p, q),
+        "orthonormalise": orthonormalise,
+        "reconstruct": lambda: reconstruct(p, q),
+        "reconstruct_own": lambda: reconstruct(own_p, own_q),
+    }
+
+
+def works_of(choices: Sequence[str], lowrank: bool, bucket: Bucket, eager: bool) -> dict[tuple[str, str], Work]:
     """Everything that is timed, by kernel and choice."""
     works = {(kernel, "-"): work for kernel, work in other_works(bucket, eager).items()}
+    if lowrank:
+        for rank in _RANKS:
+            works |= {(kernel, f"rank={rank}"): work for kernel, work in lowrank_works(rank, bucket).items()}
+        return works
     for text in choices:
         choice = lgreco.parse(text)
         of_choice = quantize_works if isinstance(choice, lgreco.Quantize) else dense_works
@@ -187,6 +235,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, nargs="+", default=[25, 100], help="sizes of the fp32 bucket")
     parser.add_argument("--choice", nargs="+", default=list(_CHOICES), metavar="CHOICE")
+    parser.add_argument("--lowrank", action="store_true", help="time the low-rank kernels instead of the choices'")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="thread")
     parser.add_argument("--level", choices=("sse2", "avx2", "avx512"), help="instruction set level, default the best")
@@ -200,7 +249,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for mib in arguments.mib:
         bucket = Bucket.of(mib * 2**20 // 4, not arguments.small_pages)
-        works = works_of(arguments.choice, bucket, arguments.eager)
+        works = works_of(arguments.choice, arguments.lowrank, bucket, arguments.eager)
         rows += measure(works, bucket, arguments.repeats, arguments.clock)
     settings = {**vars(arguments), "level": _C.cpu_level(), "threads": 1}
     report.print_table(rows, _COLUMNS, title=f"one thread, {settings['level']}")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgreco import _C, checkpoint
-from lgreco.agreement import agree, make_cpu_group, timeout_of
+from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
@@ -174,7 +174,10 @@ class State:
             self._engine.discard()
 
     def close(self) -> None:
-        """Stops the lanes and releases buffers; a later backward raises. Called at exit; may be called twice."""
+        """Stops the lanes, releases buffers and connections; a later backward raises.
+
+        Called at exit; may be called twice. It waits for no lost rank.
+        """
         if self._closed:
             return
         self._closed = True
@@ -182,9 +185,26 @@ class State:
             self._controller.close(int(self._engine.stats()["steps"]), self._engine.close)
         elif self._engine is not None:
             self._engine.close()
+        self._leave_cpu_group()
+
+    def _leave_cpu_group(self) -> None:
+        group, self._cpu_group = self._cpu_group, None
+        if group is not None:
+            leave_cpu_group(group)
 
     def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
         """Learns the layers from DDP, agrees on them with all ranks and starts the engine; collective."""
+        try:
+            self._start(ddp, scaler)
+        except BaseException:
+            self._leave_cpu_group()
+            raise
+        _open_states.add(self)
+        if self._pending is not None:
+            self.load_state_dict(self._pending)
+            self._pending = None
+
+    def _start(self, ddp: DistributedDataParallel, scaler: Any) -> None:
         named = _named_parameters(ddp)
         self._layers = [layer_of(name, parameter) for name, parameter in named.items()]
         self._group = ddp.process_group
@@ -212,10 +232,6 @@ class State:
         if offers is not None:
             self._controller = self._make_controller(offers)
             self._controller.start()
-        _open_states.add(self)
-        if self._pending is not None:
-            self.load_state_dict(self._pending)
-            self._pending = None
 
     def _offers(self, plan: Plan) -> Offers | None:
         """What the solver may choose; None where there is none, or nothing to exchange."""

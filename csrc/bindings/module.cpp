@@ -32,4 +32,5 @@ PYBIND11_MODULE(_C, module) {
   lgreco::bindings::bind_cuda_kernels(module);
   lgreco::bindings::bind_solver(module);
   lgreco::bindings::bind_simulate(module);
+  lgreco::bindings::bind_lowrank(module);
 }

@@ -44,6 +44,7 @@ struct ExchangeStats {
   double exposed_ms = 0.0;   ///< from the last bucket's start to its end: what backward cannot hide
 };
 
+/// Called by one thread at a time, but for close(), which any thread may call at any time.
 class Exchange {
  public:
   virtual ~Exchange() = default;

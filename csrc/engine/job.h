@@ -21,6 +21,9 @@ struct Job {
 
   /// Whether a chunk travels in the step under way.
   bool active_chunk(int32_t id) const { return takes_part(layout.chunks()[id].turn, committed_steps); }
+  bool travels(int32_t id, uint8_t stage) const {
+    return layout.chunks()[id].stage == stage && active_chunk(id);
+  }
 
   uint8_t* wire_of(const Chunk& chunk) { return wire.mutable_data_ptr<uint8_t>() + chunk.wire_offset; }
   /// Where `peer`'s payload of one of this rank's own chunks lies.

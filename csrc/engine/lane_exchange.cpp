@@ -59,6 +59,11 @@ LaneExchange::Lanes LaneExchange::make_lanes() {
 }
 
 void LaneExchange::settle() {
+  const std::lock_guard call(calls_);
+  end_step();
+}
+
+void LaneExchange::end_step() {
   drain();
   if (complete_ && !dropped_) {
     residuals_->commit();
@@ -69,7 +74,8 @@ void LaneExchange::settle() {
 }
 
 void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) {
-  settle();
+  const std::lock_guard call(calls_);
+  end_step();
   if (plan != plan_) {
     clear_jobs(0);
     auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
@@ -87,7 +93,7 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   last_sent_bytes_ = sent_bytes_.exchange(0);
   last_codec_ns_ = codec_ns_.exchange(0);
   snapshot_ = options_.watches ? options_.watches->begin(committed_steps_) : nullptr;
-  codec_lane_->post({Task::Kind::kBegin, nullptr, 0});
+  codec_lane_->post({Task::Kind::kBegin});
 }
 
 void LaneExchange::clear_jobs(size_t keep) {
@@ -97,6 +103,7 @@ void LaneExchange::clear_jobs(size_t keep) {
 }
 
 void LaneExchange::restart(std::shared_ptr<const Plan> plan) {
+  const std::lock_guard call(calls_);
   clear_jobs(0);
   plan_ = std::move(plan);
   residuals_ = std::make_unique<Residuals>(*plan_, rank_, options_.residual_dtype, at::kCPU);
@@ -118,6 +125,7 @@ Job& LaneExchange::job_for(const BucketCall& call) {
 }
 
 FuturePtr LaneExchange::run(const BucketCall& call) {
+  const std::lock_guard lock_call(calls_);
   throw_if_failed();
   Job& job = job_for(call);
   ensure(call.buffer.numel() == job.layout.numel(), "bucket ", call.index, " has ", call.buffer.numel(),
@@ -154,7 +162,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     return future;
   }
   for (uint8_t stage = 0; stage < kStages; ++stage) {
-    if (job.decodes_left[stage] > 0) expect_messages(job, stage);
+    if (job.decodes_left[stage] > 0) expect_scatter(job, stage);
   }
   for (int i = 0; i < job.factors.count(); ++i) codec_lane_->post({Task::Kind::kProject, &job, i});
   queue_encodes(job, 0);
@@ -170,14 +178,11 @@ int32_t LaneExchange::tag_of(const Job& job, int32_t chunk, Round round) const {
 
 // Pairwise schedule: in turn d every rank sends to the rank d after it and receives from the rank d
 // before it, so each link carries one stream each way.
-void LaneExchange::expect_messages(Job& job, uint8_t stage) {
-  const auto travels = [&](int32_t chunk) {
-    return job.layout.chunks()[chunk].stage == stage && job.active_chunk(chunk);
-  };
+void LaneExchange::expect_scatter(Job& job, uint8_t stage) {
   expected_.clear();
   for (int index = 0; index < job.layout.chunk_count_of(rank_); ++index) {
     const int32_t chunk = job.first_own + index;
-    if (!travels(chunk)) continue;
+    if (!job.travels(chunk, stage)) continue;
     for (int turn = 1; turn < world_size_; ++turn) {
       const int peer = (rank_ - turn + world_size_) % world_size_;
       expected_.push_back({&job.scatter_in(peer, chunk), &job, chunk, peer, tag_of(job, chunk, kScatter),
@@ -185,29 +190,37 @@ void LaneExchange::expect_messages(Job& job, uint8_t stage) {
     }
   }
   receive_lanes_[stage].scatter->expect(expected_.data(), expected_.size());
-  expected_.clear();
-  for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
-    for (int turn = 1; turn < world_size_; ++turn) {
-      const int owner = (rank_ - turn + world_size_) % world_size_;
-      if (index >= job.layout.chunk_count_of(owner)) continue;
-      const int32_t chunk = job.layout.first_chunk_of(owner) + index;
-      if (!travels(chunk)) continue;
-      expected_.push_back({job.gather_in[chunk].get(), &job, chunk, owner, tag_of(job, chunk, kGather),
-                           job.layout.chunks()[chunk].bytes});
-    }
+}
+
+// Averages arrive where this rank encodes for their owner. An owner that gives up says so at once,
+// before it has what this rank owes it: so nothing is received there until that is encoded.
+void LaneExchange::expect_gather(Job& job, uint8_t stage, int32_t index) {
+  expected_answers_.clear();
+  for (int turn = 1; turn < world_size_; ++turn) {
+    const int owner = (rank_ - turn + world_size_) % world_size_;
+    if (index >= job.layout.chunk_count_of(owner)) continue;
+    const int32_t chunk = job.layout.first_chunk_of(owner) + index;
+    if (!job.travels(chunk, stage)) continue;
+    expected_answers_.push_back({job.gather_in[chunk].get(), &job, chunk, owner,
+                                 tag_of(job, chunk, kGather), job.layout.chunks()[chunk].bytes});
   }
-  receive_lanes_[stage].gather->expect(expected_.data(), expected_.size());
+  receive_lanes_[stage].gather->expect(expected_answers_.data(), expected_answers_.size());
 }
 
 void LaneExchange::queue_encodes(Job& job, uint8_t stage) {
   for (int index = 0; index < job.layout.largest_chunk_count(); ++index) {
+    Task task;
     for (int turn = 1; turn <= world_size_; ++turn) {
       const int owner = (rank_ + turn) % world_size_;
       if (index >= job.layout.chunk_count_of(owner)) continue;
       const int32_t chunk = job.layout.first_chunk_of(owner) + index;
-      if (job.layout.chunks()[chunk].stage != stage || !job.active_chunk(chunk)) continue;
-      codec_lane_->post({Task::Kind::kEncode, &job, chunk});
+      if (!job.travels(chunk, stage)) continue;
+      if (task.job != nullptr) codec_lane_->post(task);
+      task = {Task::Kind::kEncode, &job, chunk};
     }
+    if (task.job == nullptr) continue;
+    task.last_of_index = true;
+    codec_lane_->post(task);
   }
 }
 

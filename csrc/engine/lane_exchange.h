@@ -1,7 +1,7 @@
 // The exchange on CPU: a codec lane, a receive lane for each round, tagged messages.
 //
-//   run():        post the receives of both rounds, queue an encode task per chunk, return
-//   encode:       gradient + residual -> wire; to the chunk's owner
+//   run():        post the receives of the scatter, queue an encode task per chunk, return
+//   encode:       gradient + residual -> wire; to the chunk's owner; then expect the averages
 //   scatter lane: a peer's payload of an own chunk has come; the last one queues reduce
 //   reduce:       sum in rank order, average, encode again; to every peer
 //   gather lane:  an owner's average has come; queues decode
@@ -65,12 +65,14 @@ class LaneExchange final : public Exchange {
   }
   void clear_jobs(size_t keep);
   void drain();
+  void end_step();
   Job& job_for(const BucketCall& call);
-  void expect_messages(Job& job, uint8_t stage);
+  void expect_scatter(Job& job, uint8_t stage);
+  void expect_gather(Job& job, uint8_t stage, int32_t index);
   void queue_encodes(Job& job, uint8_t stage);
   void work(const Task& task);
   void begin();
-  void encode(Job& job, int32_t chunk);
+  void encode(Job& job, int32_t chunk, bool last_of_index);
   void arrived(Job& job, int32_t chunk);
   void reduce(Job& job, int32_t chunk);
   void decode(Job& job, int32_t chunk);
@@ -96,7 +98,7 @@ class LaneExchange final : public Exchange {
   void throw_if_failed();
 
   const ExchangeOptions options_;
-  const std::unique_ptr<transports::Transport> transport_;
+  std::unique_ptr<transports::Transport> transport_;  ///< none once closed
   const int rank_, world_size_;
   const std::vector<at::Tensor> parameters_;
 
@@ -104,7 +106,12 @@ class LaneExchange final : public Exchange {
   std::unique_ptr<Residuals> residuals_;
   std::vector<std::unique_ptr<Job>> jobs_;  ///< by bucket
   std::vector<Expected> expected_;          ///< scratch of run()
+  std::vector<Expected> expected_answers_;  ///< scratch of expect_gather()
   std::vector<const uint8_t*> payloads_;    ///< scratch of reduce()
+
+  /// Held by whoever uses jobs_, plan_ and residuals_ from outside the lanes: the training thread,
+  /// and close(), which may come from another.
+  std::mutex calls_;
 
   // The transaction: what the step under way, or the last one, will become.
   uint64_t committed_steps_ = 0;

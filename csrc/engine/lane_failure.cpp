@@ -1,4 +1,5 @@
 // How the exchange ends: a failure is told to all ranks, or it is closed.
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -26,7 +27,7 @@ void LaneExchange::fail(const std::string& message, int culprit) {
     for (const auto& job : jobs_) job->abort_sends();
   }
   for_each_lane([](ReceiveLane& lane) { lane.abort(); });
-  codec_lane_->post({Task::Kind::kFail, nullptr, 0});
+  codec_lane_->post({Task::Kind::kFail});
 }
 
 void LaneExchange::send_failure() {
@@ -59,10 +60,16 @@ void LaneExchange::send_failure() {
 }
 
 // In place of every message that this rank still owes for a chunk: a header that says who is lost.
+// But what some have been sent stays as it is, since it may still be leaving from this memory.
 void LaneExchange::send_failure_of(Job& job, int32_t id) {
   const bool own = job.layout.chunks()[id].owner == rank_;
   const Round round = own ? kGather : kScatter;
-  write_header(job, id, round);
+  const auto first =
+      job.sent.begin() +
+      static_cast<int64_t>(own ? job.layout.chunks().size() + job.slot(0, id) : static_cast<size_t>(id));
+  if (std::all_of(first, first + (own ? world_size_ : 1), [](uint8_t sent) { return sent == 0; })) {
+    write_header(job, id, round);
+  }
   const auto owe = [&](transports::Message& message, uint8_t& sent) {
     try {
       if (sent == 0) send(message, sent, job, id, round);
@@ -83,15 +90,29 @@ void LaneExchange::close() {
     if (closed_) return;
     closed_ = true;
   }
+  progress_.notify_all();
   watchdog_->stop();
   for_each_lane([](ReceiveLane& lane) { lane.abort(); });
-  for (const auto& job : jobs_) {
-    if (job->active || failed_) {
-      job->abort_sends();
-    } else {
-      job->finish_sends(kGoodbye);  // a slower rank may still wait for the last averages
+  std::unique_lock call(calls_, std::try_to_lock);
+  if (!call.owns_lock()) {  // the training thread is within a call: let nothing hold it there
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& job : jobs_) job->abort_sends();
+    }
+    call.lock();
+  }
+  std::vector<Job*> idle;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& job : jobs_) {
+      if (job->active || failed_) {
+        job->abort_sends();
+      } else {
+        idle.push_back(job.get());
+      }
     }
   }
+  for (Job* job : idle) job->finish_sends(kGoodbye);  // a slower rank may wait for the last averages
   codec_lane_->stop();
   for_each_lane([](ReceiveLane& lane) { lane.stop(); });
   progress_.notify_all();
@@ -102,6 +123,7 @@ void LaneExchange::close() {
     }
   }
   jobs_.clear();
+  transport_.reset();
 }
 
 }  // namespace lgreco::engine

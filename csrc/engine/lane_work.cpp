@@ -19,6 +19,18 @@ void set_bit(uint32_t* bits, int64_t i, bool value) {
   bits[i / 32] = value ? bits[i / 32] | mask : bits[i / 32] & ~mask;
 }
 
+// A network's own words do not say with which rank something went wrong.
+template <typename Call>
+void naming_peer(const Job& job, const Call& call) {
+  try {
+    call();
+  } catch (const transports::PeerError& error) {
+    throw transports::PeerError(
+        concat("bucket ", job.bucket, ": rank ", error.peer(), " is lost: ", error.what()),
+        error.peer());
+  }
+}
+
 }  // namespace
 
 void LaneExchange::work(const Task& task) {
@@ -35,7 +47,7 @@ void LaneExchange::work(const Task& task) {
       case Task::Kind::kProject:
         task.job->factors.project(task.index, task.job->gradient, task.job->dtype, factor_step());
         break;
-      case Task::Kind::kEncode: encode(*task.job, task.index); break;
+      case Task::Kind::kEncode: encode(*task.job, task.index, task.last_of_index); break;
       case Task::Kind::kReduce: reduce(*task.job, task.index); break;
       case Task::Kind::kDecode: decode(*task.job, task.index); break;
       case Task::Kind::kAdvance: task.job->factors.advance(task.index); break;
@@ -92,12 +104,16 @@ void LaneExchange::watch_owed(int32_t layer, int32_t slot) {
 }
 
 void LaneExchange::write_header(Job& job, int32_t chunk, Round round) {
+  std::unique_lock lock(mutex_);  // a receive lane may fail at this moment
+  const bool failed = failed_;
+  const int culprit = culprit_;
+  lock.unlock();
   const ChunkHeader header{.step = static_cast<uint32_t>(attempted_steps_),
                            .bucket = static_cast<uint16_t>(job.bucket),
                            .round = round,
-                           .failed = failed_,
+                           .failed = failed,
                            .chunk = static_cast<uint32_t>(chunk),
-                           .culprit = culprit_,
+                           .culprit = culprit,
                            .plan = plan_->fingerprint(),
                            .replicas = replicas_hash_};
   std::memcpy(job.wire_of(job.layout.chunks()[chunk]), &header, sizeof(header));
@@ -147,22 +163,21 @@ void LaneExchange::check_replicas(Job& job, int32_t id) {
 
 void LaneExchange::send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk,
                         Round round) {
-  message.send(tag_of(job, chunk, round));
+  naming_peer(job, [&] { message.send(tag_of(job, chunk, round)); });
   sent = 1;
   sent_bytes_ += job.layout.chunks()[chunk].bytes;
 }
 
-void LaneExchange::encode(Job& job, int32_t id) {
+void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
   const Chunk& chunk = job.layout.chunks()[id];
   const bool own = chunk.owner == rank_;
   // The last step's sends from this memory are over, or nearly.
-  if (own) {
+  naming_peer(job, [&] {
+    if (!own) return job.scatter_out[id]->wait(kUntilWoken);
     for (int peer = 0; peer < world_size_; ++peer) {
       if (peer != rank_) job.gather_out(peer, id).wait(kUntilWoken);
     }
-  } else {
-    job.scatter_out[id]->wait(kUntilWoken);
-  }
+  });
   uint8_t* wire = job.wire_of(chunk);
   write_header(job, id, kScatter);
   for (int32_t i = 0; i < chunk.piece_count; ++i) {
@@ -184,11 +199,9 @@ void LaneExchange::encode(Job& job, int32_t id) {
     }
     set_bit(bits_of(wire), i, nonzero);
   }
-  if (own) {
-    arrived(job, id);
-  } else {
-    send(*job.scatter_out[id], job.sent[id], job, id, kScatter);
-  }
+  if (!own) send(*job.scatter_out[id], job.sent[id], job, id, kScatter);
+  if (last_of_index) expect_gather(job, chunk.stage, chunk.index);
+  if (own) arrived(job, id);
 }
 
 void LaneExchange::arrived(Job& job, int32_t chunk) {

@@ -64,6 +64,7 @@ struct Task {
   Kind kind = Kind::kEncode;
   Job* job = nullptr;
   int32_t index = 0;
+  bool last_of_index = false;  ///< of kEncode: of the stage's chunks with this index
 };
 
 /// Runs tasks one at a time. What others wait for (encode, reduce) goes before decoding.

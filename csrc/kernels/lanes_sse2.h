@@ -33,22 +33,22 @@ struct Lanes {
   }
 
   LGRECO_LANES Float add(Float a, Float b) {
-    return each(
-        a, b, [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_add_ps(x, y); });
+    return each(a, b,
+                [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_add_ps(x, y); });
   }
   LGRECO_LANES Float sub(Float a, Float b) {
-    return each(
-        a, b, [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_sub_ps(x, y); });
+    return each(a, b,
+                [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_sub_ps(x, y); });
   }
   LGRECO_LANES Float mul(Float a, Float b) {
-    return each(
-        a, b, [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_mul_ps(x, y); });
+    return each(a, b,
+                [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_mul_ps(x, y); });
   }
   /// a * b + c, in one rounding or in two.
   LGRECO_LANES Float mul_add(Float a, Float b, Float c) { return add(mul(a, b), c); }
   LGRECO_LANES Float max(Float a, Float b) {
-    return each(
-        a, b, [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_max_ps(x, y); });
+    return each(a, b,
+                [](__m128 x, __m128 y) __attribute__((always_inline)) { return _mm_max_ps(x, y); });
   }
   LGRECO_LANES Int bit_or(Int a, Int b) {
     Int both;

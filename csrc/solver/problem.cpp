@@ -2,6 +2,7 @@
 #include "solver/problem.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <limits>
 
@@ -18,6 +19,12 @@ double total(const Problem& problem, const double* table, const int32_t* choices
   double sum = 0;
   for (int64_t i = 0; i < problem.layers; ++i) sum += table[i * problem.choices + choices[i]];
   return sum;
+}
+
+/// Digits enough to read back the same number: a budget may miss by little.
+std::string shortest(double value) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
 }
 
 double gap_of(double cost, double lower_bound) {
@@ -53,11 +60,9 @@ void check(const Problem& problem) {
 }
 
 void throw_infeasible(const Problem& problem, double least_error) {
-  std::ostringstream message;
-  message.precision(17);
-  message << "the " << problem.error_name << " budget " << problem.budget
-          << " is below the least attainable total " << problem.error_name << " " << least_error;
-  throw ValueError(message.str());
+  throw ValueError(concat("the ", problem.error_name, " budget ", shortest(problem.budget),
+                          " is below the least attainable total ", problem.error_name, " ",
+                          shortest(least_error)));
 }
 
 Solution solution_of(const Problem& problem, std::vector<int32_t> choices, double lower_bound) {

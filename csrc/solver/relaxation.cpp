@@ -140,11 +140,14 @@ Relaxation relax(const Fronts& fronts, double limit) {
   relaxation.error = totals.error;
   relaxation.lower_bound = totals.cost + relaxation.price * (totals.error - limit);
   relaxation.lower_bound += shortfall(fronts, relaxation);
+  // A side that is nearly empty near the price is completed from farther off.
+  const size_t from = cut.taken - cut.near_begin < kSteps ? 0 : cut.near_begin;
+  const size_t until = cut.near_end - cut.taken < kSteps ? edges.size() : cut.near_end;
   const std::span<Edge> all(edges);
-  relaxation.spend = first_steps(fronts, all.subspan(cut.taken, cut.near_end - cut.taken),
-                                 relaxation.price, false, cut.near_end < edges.size());
-  relaxation.give = first_steps(fronts, all.subspan(cut.near_begin, cut.taken - cut.near_begin),
-                                relaxation.price, true, cut.near_begin > 0);
+  relaxation.spend = first_steps(fronts, all.subspan(cut.taken, until - cut.taken), relaxation.price,
+                                 false, until < edges.size());
+  relaxation.give =
+      first_steps(fronts, all.subspan(from, cut.taken - from), relaxation.price, true, from > 0);
   return relaxation;
 }
 

@@ -24,7 +24,8 @@ class PeerError : public Error {
 
 /// One place in memory that is sent to, or filled by, one peer again and again.
 ///
-/// Posted at most once at a time. wait() returns at once if nothing is posted. abort() may be
+/// Posted at most once at a time, but that a send which is still under way may be followed by one of
+/// other bytes, the last: word of a failure. wait() returns at once if nothing is posted. abort() may be
 /// called from another thread and makes a waiting thread throw.
 class Message {
  public:

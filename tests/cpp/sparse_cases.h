@@ -15,7 +15,7 @@ namespace lgreco::kernels {
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kMax = std::numeric_limits<float>::max();
-inline constexpr Noise kNoise{.seed = 0x123456789ABCDEFULL, .step = 7, .stream = 3 * 8192 + 5, .first_block = 3};
+inline constexpr Noise kSparseNoise{.seed = 0x123456789ABCDEFULL, .step = 7, .stream = 3 * 8192 + 5, .first_block = 3};
 
 enum class Residual { kNone, kInPlace, kShadow };
 
@@ -84,8 +84,8 @@ inline std::vector<uint32_t> naive_index(const SparseSpec& spec, const std::vect
   index.resize(kept);
   for (uint32_t j = 0; j < kept; ++j) {
     const uint32_t begin = j * numel / kept, end = (j + 1) * numel / kept;
-    const Philox4 draws = philox4x32(j / 4, kNoise.first_block + block, kNoise.step, 3 * 8192,
-                                     static_cast<uint32_t>(kNoise.seed), kNoise.seed >> 32);
+    const Philox4 draws = philox4x32(j / 4, kSparseNoise.first_block + block, kSparseNoise.step, 3 * 8192,
+                                     static_cast<uint32_t>(kSparseNoise.seed), kSparseNoise.seed >> 32);
     index[j] = begin + static_cast<uint32_t>((uint64_t{draws.word[j % 4]} * (end - begin)) >> 32);
   }
   return index;
@@ -203,7 +203,7 @@ struct SparseCall {
 
   void run(CpuLevel level) {
     const WithLevel guard(level);
-    findings = sparse_encode(spec, gradient.data(), dtype, numel, feedback, kNoise, wire.data());
+    findings = sparse_encode(spec, gradient.data(), dtype, numel, feedback, kSparseNoise, wire.data());
     EXPECT_TRUE(gradient.guards_hold() && committed.guards_hold() && shadow.guards_hold() &&
                 wire.guards_hold());
   }
@@ -227,7 +227,7 @@ struct SparseCall {
 
 inline std::vector<float> decoded(const SparseSpec& spec, const Buffer& wire, int64_t numel) {
   Buffer out(numel * 4);
-  sparse_decode(spec, wire.data(), numel, kNoise, out.data(), DType::kFloat32);
+  sparse_decode(spec, wire.data(), numel, kSparseNoise, out.data(), DType::kFloat32);
   EXPECT_TRUE(out.guards_hold());
   return read(out, DType::kFloat32);
 }

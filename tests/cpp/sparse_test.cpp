@@ -114,7 +114,7 @@ TEST(Sparse, ABlockWithInfOrNanIsSeenByAllAndLeavesNoResidual) {
             }
             EXPECT_TRUE(seen);
             Buffer out(numel * 4);
-            EXPECT_TRUE(sparse_decode(spec, call.wire.data(), numel, kNoise, out.data(), DType::kFloat32)
+            EXPECT_TRUE(sparse_decode(spec, call.wire.data(), numel, kSparseNoise, out.data(), DType::kFloat32)
                             .nonfinite);
           }
         }
@@ -148,7 +148,7 @@ TEST(Sparse, DecodingToFp16FindsOverflow) {
     SparseCall call({0.01, 512, 32, false}, values, values, DType::kFloat32, Residual::kNone);
     call.run(cpu_level());
     Buffer out(1200);
-    EXPECT_EQ(sparse_decode(call.spec, call.wire.data(), 600, kNoise, out.data(), DType::kFloat16).nonfinite,
+    EXPECT_EQ(sparse_decode(call.spec, call.wire.data(), 600, kSparseNoise, out.data(), DType::kFloat16).nonfinite,
               std::fabs(top) >= 65520.0F);
     EXPECT_TRUE(out.guards_hold());
   }
@@ -178,7 +178,7 @@ void expect_reference_sum(const SparseSpec& spec, int count, int over, int64_t n
   const NaiveRun expected(spec, call.values());
   const WithLevel guard(level);
   const Findings findings = sparse_reduce(spec, pointers.data(), count, factor, numel, call.feedback,
-                                          kNoise, out.data());
+                                          kSparseNoise, out.data());
   ASSERT_FALSE(findings.nonfinite);
   ASSERT_TRUE(out.guards_hold() && call.shadow.guards_hold());
   ASSERT_TRUE(same_bytes(out, expected.wire));
@@ -212,7 +212,7 @@ TEST(Sparse, DecodesToEveryType) {
     const auto expected = decoded(spec, call.wire, 1300);
     Buffer out(1300 * element_bytes(dtype)), wanted(1300 * element_bytes(dtype));
     fill(wanted, dtype, expected);
-    sparse_decode(spec, call.wire.data(), 1300, kNoise, out.data(), dtype);
+    sparse_decode(spec, call.wire.data(), 1300, kSparseNoise, out.data(), dtype);
     EXPECT_TRUE(out == wanted && out.guards_hold()) << name_of(dtype);
   }
 }
@@ -267,9 +267,9 @@ TEST(Sparse, RunsMayBeCutBetweenBlocks) {
     whole.run(cpu_level());
     const int64_t cut = 480;
     Buffer wire(whole.wire.bytes());
-    Noise later = kNoise;
+    Noise later = kSparseNoise;
     later.first_block += 5;
-    sparse_encode(spec, values.data(), DType::kFloat32, cut, {}, kNoise, wire.data());
+    sparse_encode(spec, values.data(), DType::kFloat32, cut, {}, kSparseNoise, wire.data());
     sparse_encode(spec, values.data() + cut, DType::kFloat32, 1000 - cut, {}, later,
                   wire.data() + sparse_wire_bytes(spec, cut));
     EXPECT_TRUE(wire == whole.wire);

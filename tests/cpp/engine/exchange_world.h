@@ -1,0 +1,134 @@
+// Ranks as threads, each with an exchange of its own, and training steps with gradients made up.
+#pragma once
+
+#include <ATen/ops/empty.h>
+
+#include <exception>
+#include <functional>
+#include <string>
+
+#include "engine/lane_exchange.h"
+#include "in_process_network.h"
+
+namespace lgreco::engine::testing {
+
+using Buckets = std::vector<std::vector<int32_t>>;  // layers by bucket
+using Gradient = std::vector<float>;                // of a layer
+
+inline const codecs::Choice kDense{"dense", {{"dtype", "fp32"}}};
+inline const codecs::Choice kFourBits{"quantize",
+                                      {{"bits", "4"},
+                                       {"block", "128"},
+                                       {"grid", "minmax"},
+                                       {"rounding", "stochastic"},
+                                       {"scales", "fp32"}}};
+
+inline const std::vector<int64_t> kNumels{9000, 7, 0, 4097, 1, 30'000};
+inline const Buckets kThreeBuckets{{5, 4}, {3, 2}, {1, 0}};
+inline const Buckets kOneBucket{{5, 4, 3, 2, 1, 0}};
+
+inline std::shared_ptr<const Plan> plan_of(const codecs::Choice& choice, int world_size) {
+  std::vector<LayerSpec> layers;
+  for (const int64_t numel : kNumels) {
+    layers.push_back({concat("layer", layers.size()), {numel}, numel, DType::kFloat32});
+  }
+  const std::vector<codecs::Choice> choices(layers.size(), choice);
+  return std::make_shared<const Plan>(std::move(layers), choices, world_size);
+}
+
+/// What `rank` computed for a layer in a step.
+inline Gradient gradient_of(int rank, int step, int32_t layer) {
+  std::mt19937 random(static_cast<uint32_t>(1 + rank + 100 * step + 10'000 * layer));
+  Gradient gradient(kNumels[layer]);
+  for (float& value : gradient) value = static_cast<float>(random() % 2001) / 1000.0F - 1.0F;
+  return gradient;
+}
+
+struct WorldOptions {
+  bool disorder = true;
+  int64_t chunk_bytes = 2048;
+  std::chrono::milliseconds timeout{60'000};
+};
+
+class World {
+ public:
+  World(int size, const codecs::Choice& choice, const WorldOptions& world = {})
+      : size(size), network(size, world.disorder), plan(plan_of(choice, size)) {
+    ExchangeOptions options;
+    options.chunk_bytes = world.chunk_bytes;
+    options.window_bytes = 3 * world.chunk_bytes;
+    options.timeout = world.timeout;
+    for (int rank = 0; rank < size; ++rank) {
+      ranks.push_back(std::make_unique<LaneExchange>(network.transport(rank), options,
+                                                     std::vector<at::Tensor>{}, plan));
+    }
+  }
+
+  /// Runs `body(rank)` on a thread for each rank; what the ranks threw, by rank, "" where nothing.
+  std::vector<std::string> on_each_rank(const std::function<void(int)>& body) {
+    std::vector<std::string> errors(size);
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < size; ++rank) {
+      threads.emplace_back([&, rank] {
+        try {
+          body(rank);
+        } catch (const std::exception& error) {
+          errors[rank] = error.what();
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return errors;
+  }
+
+  /// One rank's step: starts every bucket, then waits for them all; the averages by layer.
+  std::vector<Gradient> step(int rank, int number, const Buckets& buckets,
+                             const std::function<void(int32_t, Gradient&)>& change = {}) {
+    std::vector<at::Tensor> buffers;
+    std::vector<FuturePtr> futures;
+    ranks[rank]->begin_step(plan, {});
+    for (size_t i = 0; i < buckets.size(); ++i) {
+      buffers.push_back(bucket_of(rank, number, buckets[i], change));
+      futures.push_back(ranks[rank]->run({.index = static_cast<int32_t>(i),
+                                          .last = i + 1 == buckets.size(),
+                                          .buffer = buffers.back(),
+                                          .layers = buckets[i]}));
+    }
+    for (const FuturePtr& future : futures) future->waitAndThrow();
+    return layers_of(buffers, buckets);
+  }
+
+  const int size;
+  Network network;  // outlives the exchanges
+  std::shared_ptr<const Plan> plan;
+  std::vector<std::unique_ptr<LaneExchange>> ranks;
+
+ private:
+  static at::Tensor bucket_of(int rank, int number, const std::vector<int32_t>& layers,
+                              const std::function<void(int32_t, Gradient&)>& change) {
+    Gradient all;
+    for (const int32_t layer : layers) {
+      Gradient gradient = gradient_of(rank, number, layer);
+      if (change) change(layer, gradient);
+      all.insert(all.end(), gradient.begin(), gradient.end());
+    }
+    at::Tensor buffer = at::empty({static_cast<int64_t>(all.size())}, at::kFloat);
+    std::copy(all.begin(), all.end(), buffer.mutable_data_ptr<float>());
+    return buffer;
+  }
+
+  static std::vector<Gradient> layers_of(const std::vector<at::Tensor>& buffers,
+                                         const Buckets& buckets) {
+    std::vector<Gradient> layers(kNumels.size());
+    for (size_t i = 0; i < buckets.size(); ++i) {
+      const auto* next = buffers[i].const_data_ptr<float>();
+      for (const int32_t layer : buckets[i]) {
+        layers[layer].assign(next, next + kNumels[layer]);
+        next += kNumels[layer];
+      }
+    }
+    return layers;
+  }
+};
+
+}  // namespace lgreco::engine::testing

@@ -1,0 +1,107 @@
+"""close() gives back all that attach took, connections and threads included, and never waits for a lost rank."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from ranks import Ranks, eventually, run, say
+from training import batch_of, everything, loss_of, make, train
+
+import lgreco
+
+CONFIG = everything("quantize(bits=4, block=128)")
+LIMIT_S = 6.0
+
+
+def _threads_and_sockets() -> tuple[int, int]:
+    sockets = 0
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            sockets += os.readlink(f"/proc/self/fd/{entry}").startswith("socket:")
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return len(os.listdir("/proc/self/task")), sockets
+
+
+def _attach_and_close(rank: int, world_size: int) -> None:
+    models = [make() for _ in range(3)]  # kept: DDP's reducer holds the hook, and with it the engine
+    loss_of(models[0], batch_of(rank, 0)).backward()  # what DDP and torch start once
+    before = _threads_and_sockets()
+    for ddp in models:
+        state = lgreco.attach(ddp, CONFIG)
+        train(ddp, rank, range(2))
+        held = _threads_and_sockets()
+        assert all(more > less for more, less in zip(held, before, strict=True)), (held, before)
+        state.close()
+        state.close()
+        assert eventually(lambda: _threads_and_sockets() == before), (_threads_and_sockets(), before)
+    with pytest.raises(RuntimeError, match=r"was closed \(state.close\(\)\)"):
+        loss_of(models[0], batch_of(rank, 0)).backward()
+    dist.barrier()  # DDP's own group goes on
+
+
+def test_close_leaves_neither_threads_nor_connections() -> None:
+    """After close(), called twice, a process holds what it held before attach, and DDP's group still works."""
+    run(3, _attach_and_close)
+
+
+def _close_after_the_default_group(rank: int, world_size: int) -> None:
+    ddp = make()
+    state = lgreco.attach(ddp, CONFIG)
+    train(ddp, rank, range(2))
+    dist.barrier()
+    dist.destroy_process_group()
+    state.close()
+    state.close()
+
+
+def test_close_after_the_default_group_was_destroyed() -> None:
+    """The usual end of a script, destroy_process_group() and then the exit that closes, raises nothing."""
+    run(2, _close_after_the_default_group)
+
+
+def _refused(rank: int, world_size: int) -> None:
+    ddp = make()
+    before = _threads_and_sockets()
+    with pytest.raises(ValueError, match="disagree on seed"):
+        lgreco.attach(ddp, {**CONFIG, "seed": rank})
+    assert eventually(lambda: _threads_and_sockets() == before), (_threads_and_sockets(), before)
+
+
+def test_a_refused_attach_leaves_nothing() -> None:
+    """Where ranks disagree, the group that they found it out over is gone again."""
+    run(2, _refused)
+
+
+def _survive_and_close(rank: int, world_size: int) -> Any:
+    ddp = make(bucket_cap_mb=0.05)
+    before = _threads_and_sockets()
+    state = lgreco.attach(ddp, CONFIG)
+    train(ddp, rank, range(2))
+    say("going")
+    with pytest.raises(RuntimeError, match="rank 2 "):
+        train(ddp, rank, range(100_000))
+    begin = time.monotonic()
+    state.close()
+    seconds = time.monotonic() - begin
+    assert eventually(lambda: all(now <= then for now, then in zip(_threads_and_sockets(), before, strict=True)))
+    return seconds
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_close_does_not_wait_for_a_lost_rank(number: signal.Signals) -> None:
+    """After a peer was killed or stopped, close() returns at once on the survivors, with everything given back."""
+    with Ranks(3, _survive_and_close, timeout_s=LIMIT_S) as ranks:
+        for rank in range(3):
+            assert ranks.answer(rank) == ("said", "going")
+        ranks.signal(2, number)
+        for rank in (0, 1):
+            status, seconds = ranks.answer(rank, patience_s=4 * LIMIT_S)
+            assert status == "ok", seconds
+            assert seconds < LIMIT_S / 2
+        ranks.processes[2].kill()

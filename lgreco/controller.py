@@ -118,7 +118,9 @@ class Controller:
         else:
             self.wait(steps, _PATIENCE_S)
             close_engine()
-            self._thread.join(_PATIENCE_S)  # one that waits for a stalled peer ends with the process
+            self._thread.join(_PATIENCE_S)
+        if not self._thread.is_alive():  # one that waits for a stalled peer ends with the process
+            self._peers.leave()
         self._log.close()
 
     def state(self) -> dict[str, Any]:

@@ -70,7 +70,8 @@ at::Tensor Residuals::of_layer(const Plan& plan, int32_t layer) const {
   return committed_ == 0 ? first : second;
 }
 
-std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer, int rank) const {
+std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t layer, int rank,
+                                                   std::optional<int> half) const {
   const PlannedLayer& planned = plan.planned()[layer];
   const Tile* first = nullptr;
   int64_t numel = 0;
@@ -82,7 +83,8 @@ std::pair<at::Tensor, int64_t> Residuals::of_owner(const Plan& plan, int32_t lay
     numel += tile.numel;  // an owner's tiles follow each other in the layer and in the arena
   }
   if (!dtype_ || first == nullptr) return {};
-  return {owner_.half[committed_].narrow(0, first->owner_residual_offset, numel), first->offset};
+  const at::Tensor& arena = owner_.half[half.value_or(committed_)];
+  return {arena.narrow(0, first->owner_residual_offset, numel), first->offset};
 }
 
 at::Tensor Residuals::of_factor(const Plan& plan, int32_t layer, int side) const {

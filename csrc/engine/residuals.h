@@ -60,8 +60,10 @@ class Residuals {
   /// The committed residual of a whole layer, flat, [numel]; undefined where the layer has none.
   at::Tensor of_layer(const Plan& plan, int32_t layer) const;
   /// The committed owner-side residual of the tiles of a layer that this rank owns, and the first
-  /// element within the layer that it belongs to; undefined where there are none.
-  std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank) const;
+  /// element within the layer that it belongs to; undefined where there are none. `half`: that one
+  /// instead, for those who don't know which one is committed.
+  std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank,
+                                          std::optional<int> half = std::nullopt) const;
 
   /// The committed factor P (0) or Q (1) of a layer, [rank, length]; undefined where none is kept.
   at::Tensor of_factor(const Plan& plan, int32_t layer, int side) const;

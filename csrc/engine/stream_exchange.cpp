@@ -249,7 +249,10 @@ class StreamExchange final : public Exchange {
       if (slot >= 0) {
         at::Tensor value = bucket.narrow(0, offset, numel).to(at::kFloat, false, /*copy=*/true);
         if (scale_) value.div_(*scale_);
-        if (!delivered) add_residual(value, layer);
+        if (!delivered) {
+          add_residual(value, layer);
+          watch_owed(layer, slot);
+        }
         (delivered ? snapshot_->delivered : snapshot_->values)[slot] = value;
       }
       offset += numel;
@@ -257,11 +260,21 @@ class StreamExchange final : public Exchange {
   }
 
   // Only the device knows which half is committed.
+  at::Tensor committed_of(const at::Tensor& first, const at::Tensor& second) {
+    return at::where(transaction_.view(at::kInt)[0] == 0, first, second);
+  }
+
   void add_residual(at::Tensor& value, int32_t layer) {
     const auto [first, second] = residuals_->halves_of_layer(*plan_, layer);
-    if (!first.defined()) return;
-    const at::Tensor committed = transaction_.view(at::kInt)[0];
-    value.add_(at::where(committed == 0, first, second));
+    if (first.defined()) value.add_(committed_of(first, second));
+  }
+
+  // What an owner still owes is part of what it averages, so it belongs to the exact result.
+  void watch_owed(int32_t layer, int32_t slot) {
+    const auto [first, offset] = residuals_->of_owner(*plan_, layer, rank_, 0);
+    const at::Tensor second = residuals_->of_owner(*plan_, layer, rank_, 1).first;
+    snapshot_->owed[slot] = first.defined() ? committed_of(first, second).to(at::kFloat) : first;
+    snapshot_->owed_offsets[slot] = offset;
   }
 
   // The slow path's thread fetches the copies when the device has made them.
@@ -270,8 +283,10 @@ class StreamExchange final : public Exchange {
     made->record(side_);
     snapshot_->fetch = [made](Snapshot& snapshot) {
       made->synchronize();
-      for (auto* tensors : {&snapshot.values, &snapshot.delivered}) {
-        for (at::Tensor& tensor : *tensors) tensor = tensor.cpu();
+      for (auto* tensors : {&snapshot.values, &snapshot.delivered, &snapshot.owed}) {
+        for (at::Tensor& tensor : *tensors) {
+          if (tensor.defined()) tensor = tensor.cpu();
+        }
       }
       for (const at::Tensor& tensor : snapshot.delivered) {
         snapshot.dropped |= !at::isfinite(tensor).all().item<bool>();

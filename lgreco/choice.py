@@ -50,8 +50,12 @@ class FloatRange:
 
     def check(self, value: object) -> float:
         """See Domain."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and self.above < value <= self.high and value >= self.least:
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.above < value <= self.high
+            and value >= self.least
+        ):
             return float(value)
         low = f"from {self.least:g}" if self.least > self.above else f"above {self.above:g}"
         raise ValueError(f"must be {low} and at most {self.high:g}, got {value!r}")

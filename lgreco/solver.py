@@ -83,7 +83,8 @@ def minimise_error(
     Args and errors as for `solve`; the rule of the budget holds for the cost.
     """
     tables = _tables(errors, costs)
-    found = _C.solve(method, *reversed(tables), float(cost_budget), _reference(reference, tables), "cost", "error")
+    bounded, least = tables[1], tables[0]
+    found = _C.solve(method, bounded, least, float(cost_budget), _reference(reference, tables), "cost", "error")
     choices, error, cost, lower_bound, gap = found
     return Solution(choices, cost, error, lower_bound, gap)
 

@@ -67,8 +67,8 @@ void warm_load(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTr
                float*, CudaStream) {
   refuse();
 }
-void warm_store(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTransaction*, const float*,
-                const uint8_t*, CudaStream) {
+void warm_store(const WarmColumn*, uint32_t, const BatchFeedback&, const DeviceTransaction*,
+                const float*, const uint8_t*, CudaStream) {
   refuse();
 }
 void copy_bits(const BitCopy*, uint32_t, const uint8_t*, uint8_t*, CudaStream) { refuse(); }

@@ -63,8 +63,7 @@ LGRECO_HD void read_values(const SparseSpec& spec, const SparseShape& shape, con
     memcpy(&packed, wire, room >= 8 ? 8 : static_cast<size_t>(room));
     const int some = octet_count(shape.kept, first / kOctet);
     for (int e = 0; e < some; ++e) {
-      values[first + e] =
-          decode_value(spec.value_bits, grid, unpack_code(packed, spec.value_bits, e));
+      values[first + e] = decode_value(spec.value_bits, grid, unpack_code(packed, spec.value_bits, e));
     }
   }
 }

@@ -4,7 +4,8 @@
 namespace lgreco::kernels {
 
 /// Vector by vector what is left out of one block goes to the residual and what the next block holds
-/// takes its place: reads and writes of memory then keep an even pace, which no prefetching makes up for.
+/// takes its place: reads and writes of memory then keep an even pace, which no prefetching makes up
+/// for.
 template <class Level>
 template <DType kInput, Rest kRest, bool kSummed, bool kSettle>
 void SimdSparse<Level>::turn_chunk(const Turn& turn, int vectors, float* values, uint16_t* tops) {
@@ -19,8 +20,8 @@ void SimdSparse<Level>::turn_chunk(const Turn& turn, int vectors, float* values,
       value = Level::mul(value, factor);
     }
     if constexpr (kRest != Rest::kNone) {
-      const Float owed = Level::template load<residual_type(kRest)>(
-          turn.owed + v * kLanes * residual_bytes_of(kRest));
+      const Float owed =
+          Level::template load<residual_type(kRest)>(turn.owed + v * kLanes * residual_bytes_of(kRest));
       value = Level::add(value, Level::mul(owed, scale));
     }
     Level::template store<DType::kFloat32>(values + v * kLanes, value);
@@ -79,8 +80,7 @@ typename SimdSparse<Level>::Passes SimdSparse<Level>::passes_for(const Feedback&
 }
 
 template <class Level>
-typename SimdSparse<Level>::Passes SimdSparse<Level>::passes_for(DType input,
-                                                                 const Feedback& feedback) {
+typename SimdSparse<Level>::Passes SimdSparse<Level>::passes_for(DType input, const Feedback& feedback) {
   switch (input) {
     case DType::kFloat32: break;
     case DType::kBFloat16: return passes_for<DType::kBFloat16, false>(feedback);

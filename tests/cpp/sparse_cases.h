@@ -1,5 +1,5 @@
-// What the tests of the sparse kernels share: a naive reference that follows sparse.h, and calls with all
-// their memory.
+// What the tests of the sparse kernels share: a naive reference that follows sparse.h, and calls with
+// all their memory.
 #pragma once
 
 #include <limits>
@@ -15,7 +15,8 @@ namespace lgreco::kernels {
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kMax = std::numeric_limits<float>::max();
-inline constexpr Noise kSparseNoise{.seed = 0x123456789ABCDEFULL, .step = 7, .stream = 3 * 8192 + 5, .first_block = 3};
+inline constexpr Noise kSparseNoise{
+    .seed = 0x123456789ABCDEFULL, .step = 7, .stream = 3 * 8192 + 5, .first_block = 3};
 
 enum class Residual { kNone, kInPlace, kShadow };
 
@@ -51,7 +52,8 @@ class Bits {
   void append_to(std::vector<uint8_t>& bytes, size_t unit) const {
     const size_t begin = bytes.size();
     bytes.resize(begin + (bits_.size() + 7) / 8);
-    for (size_t i = 0; i < bits_.size(); ++i) bytes[begin + i / 8] |= static_cast<uint8_t>(bits_[i] << i % 8);
+    for (size_t i = 0; i < bits_.size(); ++i)
+      bytes[begin + i / 8] |= static_cast<uint8_t>(bits_[i] << i % 8);
     bytes.resize((bytes.size() + unit - 1) / unit * unit);
   }
   size_t size() const { return bits_.size(); }
@@ -84,8 +86,9 @@ inline std::vector<uint32_t> naive_index(const SparseSpec& spec, const std::vect
   index.resize(kept);
   for (uint32_t j = 0; j < kept; ++j) {
     const uint32_t begin = j * numel / kept, end = (j + 1) * numel / kept;
-    const Philox4 draws = philox4x32(j / 4, kSparseNoise.first_block + block, kSparseNoise.step, 3 * 8192,
-                                     static_cast<uint32_t>(kSparseNoise.seed), kSparseNoise.seed >> 32);
+    const Philox4 draws =
+        philox4x32(j / 4, kSparseNoise.first_block + block, kSparseNoise.step, 3 * 8192,
+                   static_cast<uint32_t>(kSparseNoise.seed), kSparseNoise.seed >> 32);
     index[j] = begin + static_cast<uint32_t>((uint64_t{draws.word[j % 4]} * (end - begin)) >> 32);
   }
   return index;

@@ -73,7 +73,9 @@ def test_a_ceiling_below_every_plan_is_refused_with_the_least_found() -> None:
 
 def test_tables_that_are_none_are_refused() -> None:
     two = [[1.0, 2.0]] * 2
-    with pytest.raises(ValueError, match=r"^errors, costs and memory_bytes must all be .*\[2, 2\], \[2, 2\] and \[2\]$"):
+    with pytest.raises(
+        ValueError, match=r"^errors, costs and memory_bytes must all be .*\[2, 2\], \[2, 2\] and \[2\]$"
+    ):
         solve_within_memory(two, two, 4.0, [1.0, 2.0], 5.0)
     with pytest.raises(ValueError, match=r"^memory must not be negative, got -1\.0$"):
         solve_within_memory(two, two, 4.0, [[1.0, -1.0]] * 2, 5.0)

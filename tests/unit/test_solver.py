@@ -111,9 +111,7 @@ def test_dp_is_within_one_cell_a_layer_of_best(problem: tuple[Table, Table, floa
 
 @pytest.mark.parametrize("method", METHODS)
 @given(problem=solvable())
-def test_no_plan_is_over_the_budget_or_of_choices_not_offered(
-    method: str, problem: tuple[Table, Table, float]
-) -> None:
+def test_no_plan_is_over_the_budget_or_of_choices_not_offered(method: str, problem: tuple[Table, Table, float]) -> None:
     errors, costs, budget = problem
     found = solve(errors, costs, budget, method)
     error, cost = totals(errors, costs, found)  # finite, so every choice is offered

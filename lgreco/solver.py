@@ -83,8 +83,9 @@ def minimise_error(
     Args and errors as for `solve`; the rule of the budget holds for the cost.
     """
     tables = _tables(errors, costs)
-    bounded, least = tables[1], tables[0]
-    found = _C.solve(method, bounded, least, float(cost_budget), _reference(reference, tables), "cost", "error")
+    limited, minimised = tables[1], tables[0]
+    given = _reference(reference, tables)
+    found = _C.solve(method, limited, minimised, float(cost_budget), given, "cost", "error")
     choices, error, cost, lower_bound, gap = found
     return Solution(choices, cost, error, lower_bound, gap)
 

@@ -19,7 +19,7 @@ constexpr double kStateShare = 1e-14;
 constexpr size_t kWidths[] = {256, 4096, 65536};
 // A search ends after this many states, or after the lower number where the gap is small enough.
 constexpr int64_t kMostStates = 1'000'000;
-constexpr int64_t kEnoughStates = 12'000;
+constexpr int64_t kEnoughStates = 6'000;
 constexpr double kEnoughGap = 9e-4;
 
 /// A layer's step away from the relaxation's point.
@@ -54,12 +54,12 @@ class Search {
         incumbent_(incumbent),
         width_(width),
         made_(made),
-        reach_(relaxation),
-        to_come_(fronts.layers(), 1) {}
+        to_come_(fronts.layers(), 0),
+        core_(gather_core()),
+        reach_(relaxation, to_come_) {}
 
   /// Returns a lower bound of every plan's cost: the incumbent's, where it is proven best.
   double run() {
-    gather_core();
     states_.push_back({.bound = base_.lower_bound});
     for (size_t depth = 0; depth < core_.size() && advance(depth); ++depth) {
       if (enough()) return std::min({dropped_bound_, least_bound(), incumbent_.cost});
@@ -77,7 +77,7 @@ class Search {
  private:
   double worth_keeping() const { return incumbent_.cost * (1 - kPlanShare); }
 
-  void gather_core();
+  std::vector<CoreLayer> gather_core();
   template <typename Use>
   void for_each_move(int32_t layer, const Use& use) const;
   bool advance(size_t depth);
@@ -95,19 +95,20 @@ class Search {
   size_t width_;
   int64_t& made_;
 
-  Reach reach_;                   ///< of the layers that are not in the core yet
-  std::vector<uint8_t> to_come_;  ///< [layers], whether it is not in the core yet
-  std::vector<CoreLayer> core_;
-  std::vector<State> states_;  ///< of all depths, one after another
-  size_t level_begin_ = 0;     ///< where the last depth's begin
-  std::vector<State> fresh_;   ///< of the depth that is being made
+  std::vector<uint8_t> to_come_;  ///< [layers], whether it will be in the core and is not yet
+  std::vector<CoreLayer> core_;   ///< in the order in which they come
+  Reach reach_;                   ///< of those to come
+  std::vector<State> states_;     ///< of all depths, one after another
+  size_t level_begin_ = 0;        ///< where the last depth's begin
+  std::vector<State> fresh_;      ///< of the depth that is being made
   std::vector<double> bounds_;
   double dropped_bound_ = kInfinity;
 };
 
 /// The layers that can leave the relaxation's point in a plan cheaper than the incumbent, coarsest
 /// first: the finer ones fill what those leave, nearly as the relaxation would.
-void Search::gather_core() {
+std::vector<CoreLayer> Search::gather_core() {
+  std::vector<CoreLayer> core;
   for (int32_t i = 0; i < fronts_.layers(); ++i) {
     CoreLayer added{.layer = i};
     double least_rate = kInfinity;
@@ -117,11 +118,14 @@ void Search::gather_core() {
       least_rate = rate;
       added.grain = std::abs(move.error);
     });
-    if (least_rate < kInfinity) core_.push_back(added);
+    if (least_rate == kInfinity) continue;
+    to_come_[i] = 1;
+    core.push_back(added);
   }
-  std::sort(core_.begin(), core_.end(), [](const CoreLayer& a, const CoreLayer& b) {
+  std::sort(core.begin(), core.end(), [](const CoreLayer& a, const CoreLayer& b) {
     return a.grain != b.grain ? a.grain > b.grain : a.layer < b.layer;
   });
+  return core;
 }
 
 /// The moves of a layer that a plan cheaper than the incumbent can contain.

@@ -1,6 +1,6 @@
-// Closes the gap that the relaxation leaves: dynamic programming over a growing core of layers, those
-// first whose next steps are worth nearly the relaxation's price (after Pisinger, A minimal algorithm
-// for the multiple-choice knapsack problem, 1995).
+// Closes the gap that the relaxation leaves: dynamic programming over a growing core of layers, in the
+// spirit of Pisinger (A minimal algorithm for the multiple-choice knapsack problem, 1995), but coarse
+// layers first and each state bounded by the relaxation of the layers to come.
 #pragma once
 
 #include "solver/incumbent.h"

@@ -7,6 +7,7 @@
 #include "solver/relaxation.h"
 
 namespace lgreco::solver {
+
 Solution solve_lagrangian(const Problem& problem) {
   check(problem);
   Fronts fronts = pareto_fronts(problem);

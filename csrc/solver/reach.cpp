@@ -6,15 +6,17 @@
 
 namespace lgreco::solver {
 
-Reach::Reach(const Relaxation& relaxation) {
+Reach::Reach(const Relaxation& relaxation, const std::vector<uint8_t>& movable) {
   spend_.steps = relaxation.spend.steps;
   give_.steps = relaxation.give.steps;
   // Error may also stay unspent, at the price; none can be given back beyond the last step.
   spend_.last_rate = relaxation.spend.more ? spend_.steps.back().rate : relaxation.price;
   give_.last_rate =
       relaxation.give.more ? give_.steps.back().rate : std::numeric_limits<double>::infinity();
-  spend_.sum();
-  give_.sum();
+  for (Side* side : {&spend_, &give_}) {
+    std::erase_if(side->steps, [&](const Step& step) { return movable[step.layer] == 0; });
+    side->sum();
+  }
 }
 
 void Reach::remove(int32_t layer) {

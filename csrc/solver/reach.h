@@ -11,8 +11,8 @@ namespace lgreco::solver {
 
 class Reach {
  public:
-  /// All layers to come.
-  explicit Reach(const Relaxation& relaxation);
+  /// `movable`, [layers]: which layers are to come; others stay where they are.
+  Reach(const Relaxation& relaxation, const std::vector<uint8_t>& movable);
 
   /// A layer is no longer to come.
   void remove(int32_t layer);

@@ -29,14 +29,15 @@ Edge median_of(const Edge& a, const Edge& b, const Edge& c) {
 
 /// Puts the edges before `pivot`, which is one of them, first, then itself; returns its place.
 size_t partition(std::span<Edge> edges, const Edge& pivot) {
-  size_t place = 0, pivot_at = 0;
+  size_t place = 0;
   for (size_t i = 0; i < edges.size(); ++i) {
     const Edge edge = edges[i];
     edges[i] = edges[place];
     edges[place] = edge;
     place += before(edge, pivot) ? 1 : 0;
   }
-  for (pivot_at = place; edges[pivot_at].to != pivot.to;) ++pivot_at;
+  size_t pivot_at = place;
+  while (edges[pivot_at].to != pivot.to) ++pivot_at;
   std::swap(edges[pivot_at], edges[place]);
   return place;
 }

@@ -208,7 +208,7 @@ TEST_P(LargeProblems, RelaxationBoundsWhatLayersToComeCanDo) {
   const double budget = budget_of(tables, 0.5);
   Fronts fronts = pareto_fronts(tables.within(budget));
   const Relaxation relaxation = relax(fronts, tables.within(budget).limit());
-  Reach reach(relaxation);
+  Reach reach(relaxation, std::vector<uint8_t>(40, 1));
   EXPECT_EQ(reach.cost(0), 0);
   double before = 0;
   for (double left = relaxation.error / 64; left < relaxation.error * 64; left *= 2) {
@@ -241,6 +241,22 @@ TEST(Solver, FiftyEqualLayersAtTheReferenceChoiceStayFeasible) {
       expect_sound(tables, total, found);
       EXPECT_LE(found.cost, 50 * 4);
     }
+  }
+}
+
+TEST(Solver, ThousandsOfEqualLayersHaveAllTheirStepsAtOnePrice) {
+  constexpr int64_t kLayers = 10'000;
+  Tables tables{kLayers, 3, {}, {}, {}};
+  for (int64_t i = 0; i < kLayers; ++i) {
+    tables.errors.insert(tables.errors.end(), {1, 4, 16});
+    tables.costs.insert(tables.costs.end(), {9, 3, 1});
+  }
+  for (const int64_t moved : {int64_t{0}, int64_t{1}, int64_t{77}, kLayers / 2, kLayers}) {
+    const auto budget = static_cast<double>(kLayers + 3 * moved);
+    const Solution found = solve_lagrangian(tables.within(budget));
+    expect_sound(tables, budget, found);
+    EXPECT_EQ(found.cost, static_cast<double>(9 * kLayers - 6 * moved));
+    EXPECT_EQ(found.gap, 0);
   }
 }
 

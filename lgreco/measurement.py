@@ -78,7 +78,9 @@ class Meter:
         """Rows of the layers, by id."""
         rows, offers = gradients.rows, self._offers
         samples = [sample_of(offers.layers[row].numel, self._seed, gradients.step, row) for row in rows]
-        owners = deal([sample.numel for sample in samples], self._world_size)
+        turn = gradients.step  # a slice of few layers must not always fall to the first ranks
+        dealt = deal([sample.numel for sample in samples], self._world_size)
+        owners = [(owner + turn) % self._world_size for owner in dealt]
         found = np.zeros((len(rows), len(offers.choices) + 2))
         meetings = self._meet(gradients, samples, owners)
         spectra = self._spectra(gradients, samples, owners, meetings)

@@ -98,6 +98,12 @@ class Config(BaseModel):
         """Plain values, as in YAML; `Config.load` of it gives an equal config."""
         return self.model_dump()
 
+    def recording_to(self, path: Path | None) -> Config:
+        """The same config, its record going to `path` where it has a solver and names no file of its own."""
+        if path is None or self.solver is None or self.solver.record is not None:
+            return self
+        return self.model_copy(update={"solver": self.solver.model_copy(update={"record": str(path)})})
+
     def fingerprint(self) -> str:
         """64 hexadecimal digits, equal for equal configs on every machine and in every process."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()

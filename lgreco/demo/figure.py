@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from lgreco.demo.results import Result, gap_to_reference
 from lgreco.figure_style import COLOURS, REFERENCE_COLOUR, STYLE
+from lgreco.plan_figure import draw_plan
+from lgreco.record import read
 
 
 def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
@@ -29,15 +31,27 @@ def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
     if reference is not None:
         colours[reference] = REFERENCE_COLOUR
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
-        panels = figure.subplot_mosaic("ab;ac", width_ratios=(1.75, 1.0))
+        planned = next((result for result in results if result.record is not None), None)
+        figure, panels = _panels(with_plan=planned is not None)
         figure.suptitle(_headline(results, others, reference), fontsize=13, fontweight="bold", x=0.01, ha="left")
         _draw_losses(panels["a"], results, colours, reference)
         _draw_bytes(panels["b"], results, names, colours)
         _draw_traffic(panels["c"], results, colours)
+        if planned is not None and planned.record is not None:
+            draw_plan(panels["p"], read(planned.record))
+            panels["p"].set(title=f"Plan of {planned.row.method}, seed {planned.row.seed}", xlabel="step")
         fresh = path.with_name(path.name + ".partial")
         figure.savefig(fresh, format="png")
     fresh.replace(path)
+
+
+def _panels(with_plan: bool) -> tuple[Figure, dict[str, Axes]]:
+    """An empty figure: losses beside bytes, and below them the plan where there is one to show."""
+    if not with_plan:
+        figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
+        return figure, figure.subplot_mosaic("ab;ac", width_ratios=(1.75, 1.0))
+    figure = Figure(figsize=(12.0, 11.0), dpi=150, layout="constrained")
+    return figure, figure.subplot_mosaic("ab;ac;pp", width_ratios=(1.75, 1.0), height_ratios=(1.0, 1.0, 1.4))
 
 
 def _draw_losses(axes: Axes, results: Sequence[Result], colours: dict[str, str], reference: str | None) -> None:

@@ -16,6 +16,7 @@ from lgreco.demo.results import Result, write_summary
 from lgreco.demo.settings import JobSettings
 from lgreco.demo.text import Corpus
 from lgreco.quantities import bytes_text
+from lgreco.record import RECORD_NAME
 
 
 def run_job(settings: JobSettings, ranks: Ranks, display: Display, resume: bool) -> list[Result]:
@@ -50,7 +51,8 @@ def run_job(settings: JobSettings, ranks: Ranks, display: Display, resume: bool)
                 _move_aside(folder)
             folder.mkdir(parents=True, exist_ok=True)
         ranks.barrier()
-        results.append(_train(Training(settings, name, seed, corpus, ranks), settings, folder, ranks, display))
+        training = Training(settings, name, seed, corpus, ranks, folder / RECORD_NAME)
+        results.append(_train(training, settings, folder, ranks, display))
     if ranks.leads:
         write_summary(settings.out / "summary.json", results, settings, ranks.world_size)
         draw(results, settings.reference, settings.out / "curves.png")
@@ -58,6 +60,8 @@ def run_job(settings: JobSettings, ranks: Ranks, display: Display, resume: bool)
         display.console.print(
             f"Written: {settings.out}/summary.json, curves.png, a folder for each run", soft_wrap=True
         )
+        for recorded in (result.record for result in results if result.record is not None):
+            display.console.print(f"How its plan changed: python -m lgreco report {recorded.parent}", soft_wrap=True)
     ranks.barrier()
     return results
 
@@ -99,7 +103,8 @@ def _train(training: Training, settings: JobSettings, folder: Path, ranks: Ranks
         warmup_steps=training.warmup_steps,
         dense_bytes=training.dense_bytes,
     )
-    return Result(row, training.history)
+    record = folder / RECORD_NAME
+    return Result(row, training.history, record if ranks.leads and record.exists() else None)
 
 
 def _advance(

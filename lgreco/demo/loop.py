@@ -38,8 +38,18 @@ class Training:
         dense_bytes: what a ring allreduce of the gradients sends per rank and step.
     """
 
-    def __init__(self, settings: JobSettings, name: str, seed: int, corpus: Corpus, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        settings: JobSettings,
+        name: str,
+        seed: int,
+        corpus: Corpus,
+        ranks: Ranks,
+        record: Path | None = None,
+    ) -> None:
         """Builds model, hook and optimizer; collective.
+
+        A run whose plans are solved for while it trains writes them to `record`, unless its config names a file.
 
         Raises:
             ValueError: if lgreco refuses the run's config.
@@ -55,7 +65,9 @@ class Training:
             bucket_cap_mb=settings.train.bucket_cap_mb,
             gradient_as_bucket_view=True,
         )
-        self.state = lgreco.attach(self.ddp, settings.runs[name]) if settings.compressed(name) else None
+        self.state = None
+        if settings.compressed(name):
+            self.state = lgreco.attach(self.ddp, settings.runs[name].recording_to(record))
         self._optimizer = _adamw(module, settings.train)
         self.history = History()
         self.step = 0
@@ -90,6 +102,8 @@ class Training:
         self.history.lr.append(lr)
         self.history.step_ms.append((time.perf_counter() - begun) * 1e3)
         self.history.wire_bytes.append(self._sent_bytes())
+        if self.state is not None:
+            self.state.note_step(float(loss), self.history.step_ms[-1])
 
     def settle(self) -> None:
         """Brings the losses of all ranks together into the history; collective.

@@ -18,10 +18,11 @@ from lgreco.demo.settings import JobSettings
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its figures and how it came to them."""
+    """A finished run: its figures, how it came to them, and the file that has its plans, where these changed."""
 
     row: Row
     history: History
+    record: Path | None = None
 
 
 def gap_to_reference(results: Sequence[Result], method: str, reference: str | None) -> float | None:

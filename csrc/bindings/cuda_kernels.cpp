@@ -190,26 +190,25 @@ void bind_quantize(py::module_& module) {
 }
 
 void bind_sparse(py::module_& module) {
-  module.def("sparse_encode", [](const SparseFields& fields, const CudaBatch& batch,
-                                 const Tensor& gradient, const Arenas& arenas,
-                                 const std::optional<Tensor>& scale, const Tensor& transaction,
-                                 uint64_t seed, const Tensor& wire, uint64_t stream) {
-    const SparseSpec spec = spec_from(fields);
-    batch.check_bucket(gradient);
-    batch.check_wire(wire, "wire",
-                     [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
-    kernels::batch_sparse_encode(spec, batch.view(), gradient.const_data_ptr(),
-                                 dtype_of(gradient, "the bucket"), batch.feedback(arenas, scale),
-                                 transaction_in(transaction), seed, wire.mutable_data_ptr<uint8_t>(),
-                                 stream_from(stream));
-  });
+  module.def("sparse_encode",
+             [](const SparseFields& fields, const CudaBatch& batch, const Tensor& gradient,
+                const Arenas& arenas, const std::optional<Tensor>& scale, const Tensor& transaction,
+                uint64_t seed, const Tensor& wire, uint64_t stream) {
+               const SparseSpec spec = spec_from(fields);
+               batch.check_bucket(gradient);
+               batch.check_wire(wire, "wire",
+                                [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
+               kernels::batch_sparse_encode(spec, batch.view(), gradient.const_data_ptr(),
+                                            dtype_of(gradient, "the bucket"),
+                                            batch.feedback(arenas, scale), transaction_in(transaction),
+                                            seed, wire.mutable_data_ptr<uint8_t>(), stream_from(stream));
+             });
   module.def("sparse_reduce", [](const SparseFields& fields, const CudaBatch& batch, const Tensor& inbox,
                                  int count, int own_rank, float factor, const Arenas& arenas,
                                  const std::optional<Tensor>& scale, const Tensor& transaction,
                                  uint64_t seed, const Tensor& out, uint64_t stream) {
     const SparseSpec spec = spec_from(fields);
-    batch.check_wire(out, "out",
-                     [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
+    batch.check_wire(out, "out", [&](int64_t numel) { return kernels::sparse_wire_bytes(spec, numel); });
     kernels::batch_sparse_reduce(spec, batch.view(), payloads_in(inbox, count, own_rank, out), factor,
                                  batch.feedback(arenas, scale), transaction_in(transaction), seed,
                                  out.mutable_data_ptr<uint8_t>(), stream_from(stream));

@@ -1,8 +1,8 @@
 // CUDA kernels over a batch: many runs of one codec in one launch, every pointer in device memory.
 //
-// The twins of quantize.h, sparse.h and dense.h for a whole bucket. Which arena is committed, the step and the
-// loss scale are read on the device, so the host never waits. A launch is in stream order and throws
-// Error where it is refused; without CUDA every function throws Error and names the build flag.
+// The twins of quantize.h, sparse.h and dense.h for a whole bucket. Which arena is committed, the step
+// and the loss scale are read on the device, so the host never waits. A launch is in stream order and
+// throws Error where it is refused; without CUDA every function throws Error and names the build flag.
 #pragma once
 
 #include <cstddef>

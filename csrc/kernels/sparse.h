@@ -5,9 +5,9 @@
 // index order][index code, topk only], padded with zeros to a multiple of 4 bytes. Integers are packed
 // least significant bit first and decode as quantize.h's symmetric grid does.
 //
-// The index code is a bit string, least significant bit first: a bitmap of the block, or Elias-Fano where
-// that is shorter. Elias-Fano splits an index at `low_bits`: element number i of the kept ones sets bit
-// (index >> low_bits) + i of a bitmap, after which the low parts stand one after the other.
+// The index code is a bit string, least significant bit first: a bitmap of the block, or Elias-Fano
+// where that is shorter. Elias-Fano splits an index at `low_bits`: element number i of the kept ones
+// sets bit (index >> low_bits) + i of a bitmap, after which the low parts stand one after the other.
 //
 // randomk cuts a block of n into k strata, [j n / k, (j + 1) n / k), and draws one element of each with
 // word j % 4 of the Philox block j / 4. So positions are distinct and ascending, every element has the

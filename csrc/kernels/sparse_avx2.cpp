@@ -48,8 +48,8 @@ struct Level : Lanes {
 
   LGRECO_LANES uint16_t top(Int values) {
     const __m256i sign = _mm256_set1_epi32(0x7FFFFFFF);
-    const __m256i most = _mm256_max_epu16(_mm256_and_si256(values.low, sign),
-                                          _mm256_and_si256(values.high, sign));
+    const __m256i most =
+        _mm256_max_epu16(_mm256_and_si256(values.low, sign), _mm256_and_si256(values.high, sign));
     return highest_of(_mm256_srli_epi32(most, 16));
   }
 
@@ -126,8 +126,7 @@ struct Level : Lanes {
     const __m256i low = load_half(tops), high = load_half(tops + 16);
     const __m256i low_reach = _mm256_cmpeq_epi16(_mm256_max_epu16(low, wanted), low);
     const __m256i high_reach = _mm256_cmpeq_epi16(_mm256_max_epu16(high, wanted), high);
-    const __m256i bytes =
-        _mm256_permute4x64_epi64(_mm256_packs_epi16(low_reach, high_reach), 0xD8);
+    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low_reach, high_reach), 0xD8);
     return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
   }
 

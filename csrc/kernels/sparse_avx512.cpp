@@ -34,8 +34,8 @@ struct Level : Lanes {
   }
 
   LGRECO_LANES uint16_t top(Int values) {
-    return static_cast<uint16_t>(
-        _mm512_reduce_max_epu32(_mm512_and_si512(values, set(0x7FFFFFFF))) >> 16);
+    return static_cast<uint16_t>(_mm512_reduce_max_epu32(_mm512_and_si512(values, set(0x7FFFFFFF))) >>
+                                 16);
   }
 
   /// The greatest top of each of 32 vectors, given pairwise. Each step halves what is left of a pair.
@@ -45,8 +45,7 @@ struct Level : Lanes {
     for (int i = 0; i < 4; ++i) {
       const Int low = halve_32(rows[4 * i], rows[4 * i + 1]);
       const Int high = halve_32(rows[4 * i + 2], rows[4 * i + 3]);
-      quarter[i] =
-          _mm512_max_epu16(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+      quarter[i] = _mm512_max_epu16(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
     }
     const Int low = halve_128(quarter[0], quarter[1]), high = halve_128(quarter[2], quarter[3]);
     store_bits(to, halve_128(low, high));

@@ -63,8 +63,7 @@ LGRECO_HD void read_values(const SparseSpec& spec, const SparseShape& shape, con
     memcpy(&packed, wire, room >= 8 ? 8 : static_cast<size_t>(room));
     const int some = octet_count(shape.kept, first / kOctet);
     for (int e = 0; e < some; ++e) {
-      values[first + e] =
-          decode_value(spec.value_bits, grid, unpack_code(packed, spec.value_bits, e));
+      values[first + e] = decode_value(spec.value_bits, grid, unpack_code(packed, spec.value_bits, e));
     }
   }
 }
@@ -74,14 +73,23 @@ LGRECO_HD void write_index(const SparseShape& shape, const uint32_t* index, uint
                            uint8_t* wire) {
   const int bits = sparse_index_bits(shape), low_bits = shape.low_bits;
   memset(code, 0, (bits / 64 + 2) * sizeof *code);
+  // A word is kept in a register as long as bits go to it: or-ing into memory waits for the last store.
+  int word = 0;
+  uint64_t pending = 0;
   for (int i = 0; i < shape.kept; ++i) {
     const int bit = index_bit(shape, static_cast<int>(index[i]), i);
-    code[bit / 64] |= uint64_t{1} << (bit % 64);
+    if (bit / 64 != word) {
+      code[word] = pending;
+      pending = 0;
+      word = bit / 64;
+    }
+    pending |= uint64_t{1} << (bit % 64);
   }
+  code[word] = pending;
   if (low_bits > 0) {
     uint64_t* at = code + shape.high_bits / 64;
     int filled = shape.high_bits % 64;
-    uint64_t pending = *at;
+    pending = *at;
     for (int i = 0; i < shape.kept; ++i) {
       const uint64_t low = index[i] & ((1U << low_bits) - 1U);
       pending |= low << filled;

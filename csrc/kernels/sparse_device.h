@@ -63,8 +63,8 @@ __device__ inline float value_at(const SparseSpec& spec, const SparseShape& shap
   return decode_value(spec.value_bits, grid, coded);
 }
 
-/// Calls `visit(element, value)` for the kept elements of a coded block, each in some thread. All threads
-/// must call it.
+/// Calls `visit(element, value)` for the kept elements of a coded block, each in some thread. All
+/// threads must call it.
 template <class Team, typename Visit>
 __device__ void each_kept(const SparseCoding& coding, const SparsePlace& place, const uint32_t* block,
                           uint32_t* slots, const Visit& visit) {
@@ -76,9 +76,8 @@ __device__ void each_kept(const SparseCoding& coding, const SparsePlace& place, 
     grid.lo = symmetric_low(spec.value_bits, grid.step);
   }
   if (spec.random) {
-    each_drawn<Team>(shape, place.noise, place.block(), [&](int i, int element) {
-      visit(element, value_at(spec, shape, grid, block, i));
-    });
+    each_drawn<Team>(shape, place.noise, place.block(),
+                     [&](int i, int element) { visit(element, value_at(spec, shape, grid, block, i)); });
     return;
   }
   const int first_bit = shape.value_bytes * 8;
@@ -173,8 +172,7 @@ __device__ void store_index(const SparseShape& shape, SparseShared<Team>& shared
 /// and none may have writes to shared memory under way.
 template <class Team>
 __device__ void code_sparse(const SparseCoding& coding, const SparsePlace& place,
-                            float (&values)[Team::kChunks], SparseShared<Team>& shared,
-                            uint8_t* block) {
+                            float (&values)[Team::kChunks], SparseShared<Team>& shared, uint8_t* block) {
   const SparseSpec& spec = coding.spec;
   const SparseShape& shape = place.shape;
   uint32_t largest = 0;
@@ -209,8 +207,8 @@ __device__ void code_sparse(const SparseCoding& coding, const SparsePlace& place
 /// values[c] += residual of the element, in the gradient's scale.
 __device__ inline float with_residual(const SparsePlace& place, int i, float value) {
   if (place.feedback.in == nullptr) return value;
-  return value + load_at(place.feedback.in, place.feedback.dtype, place.placed.first + i) *
-                     place.feedback.scale;
+  return value +
+         load_at(place.feedback.in, place.feedback.dtype, place.placed.first + i) * place.feedback.scale;
 }
 
 /// The shadow becomes what is committed: the block was not coded in this step.
@@ -296,8 +294,8 @@ __global__ void __launch_bounds__(Team::kThreads)
 }
 
 inline SparseCoding sparse_coding_of(const SparseSpec& spec, const Batch& batch,
-                                     const BatchFeedback& feedback,
-                                     const DeviceTransaction* transaction, uint64_t seed) {
+                                     const BatchFeedback& feedback, const DeviceTransaction* transaction,
+                                     uint64_t seed) {
   require(spec.block_numel == batch.block_numel, "the batch was numbered for blocks of ",
           batch.block_numel, " elements, the codec has ", spec.block_numel);
   return {spec, sparse_shape(spec, spec.block_numel), batch, feedback, transaction, seed};

@@ -5,13 +5,12 @@
 
 namespace lgreco::kernels {
 
-#define LGRECO_SPARSE_LEVEL(level)                                                                    \
-  namespace level {                                                                                   \
-  Findings sparse_encode(const SparseSpec& spec, const void* gradient, DType dtype, int64_t numel,    \
-                         const Feedback& feedback, const Noise& noise, uint8_t* wire);                \
-  Findings sparse_reduce(const SparseSpec& spec, const uint8_t* const* wires, int count,              \
-                         float factor, int64_t numel, const Feedback& feedback, const Noise& noise,   \
-                         uint8_t* out);                                                               \
+#define LGRECO_SPARSE_LEVEL(level)                                                                     \
+  namespace level {                                                                                    \
+  Findings sparse_encode(const SparseSpec& spec, const void* gradient, DType dtype, int64_t numel,     \
+                         const Feedback& feedback, const Noise& noise, uint8_t* wire);                 \
+  Findings sparse_reduce(const SparseSpec& spec, const uint8_t* const* wires, int count, float factor, \
+                         int64_t numel, const Feedback& feedback, const Noise& noise, uint8_t* out);   \
   }
 
 LGRECO_SPARSE_LEVEL(scalar)

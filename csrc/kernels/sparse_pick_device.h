@@ -14,13 +14,13 @@ template <class Team>
 struct SparseShared {
   static constexpr int kBins = 2048;
 
-  float tile[Team::kTileNumel];        ///< sums of some elements, or some of the kept values
-  uint32_t selected[Team::kWords];     ///< bitmap of the kept elements
-  uint16_t before[Team::kWords];       ///< how many of them stand before each word of it
-  union {                              ///< one after the other
+  float tile[Team::kTileNumel];     ///< sums of some elements, or some of the kept values
+  uint32_t selected[Team::kWords];  ///< bitmap of the kept elements
+  uint16_t before[Team::kWords];    ///< how many of them stand before each word of it
+  union {                           ///< one after the other
     uint32_t histogram[kBins];
-    uint32_t equal[Team::kWords];      ///< bitmap of the elements of the least kept magnitude
-    uint32_t code[Team::kWords];       ///< index code
+    uint32_t equal[Team::kWords];  ///< bitmap of the elements of the least kept magnitude
+    uint32_t code[Team::kWords];   ///< index code
   };
   uint32_t slots[32];
   uint32_t digit, wanted;
@@ -94,7 +94,8 @@ __device__ void complete_selection(int numel, uint32_t ties, SparseShared<Team>&
     const uint32_t selected = word < words ? shared.selected[word] : 0U;
     const uint32_t equal = word < words ? shared.equal[word] : 0U;
     // Both counts in one sum. Equal ones stand above, where only the last word's may overflow.
-    const uint32_t own = static_cast<uint32_t>(__popc(equal)) << 16 | static_cast<uint32_t>(__popc(selected));
+    const uint32_t own =
+        static_cast<uint32_t>(__popc(equal)) << 16 | static_cast<uint32_t>(__popc(selected));
     uint32_t total;
     const uint32_t before = carried + Team::sum_before(own, shared.slots, total);
     carried += total;

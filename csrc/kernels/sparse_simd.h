@@ -2,7 +2,8 @@
 //
 // Two passes over a block: gather (value = gradient + residual into a buffer, and the greatest magnitude
 // of each vector of 16) and settle (what is left out into the residual). Between them the few candidates
-// are found and coded. Settling block b and gathering block b + 1 are one pass over memory and the buffer.
+// are found and coded. Settling block b and gathering block b + 1 are one pass over memory and the
+// buffer.
 #pragma once
 
 #include <algorithm>
@@ -38,6 +39,7 @@ class SimdSparse {
   static constexpr int kLanes = 16;
   static constexpr int kChunkVectors = 32;
   static constexpr int kChunkNumel = kChunkVectors * kLanes;
+  static constexpr int kAheadBytes = 8192;
 
   static int vectors_of(int numel) { return (numel + kLanes - 1) / kLanes; }
 
@@ -45,15 +47,17 @@ class SimdSparse {
 
   /// Where a chunk comes from and where what is left out goes to.
   struct Turn {
-    float factor;             ///< of a sum of payloads
-    float scale;              ///< loss scale
+    float factor;  ///< of a sum of payloads
+    float scale;   ///< loss scale
     float inverse_scale;
-    const char* input;        ///< of the next block: gradient, or a sum, which is cleared
-    const char* owed;         ///< its residual
-    char* left;               ///< where the residual of the last block goes
+    const char* input;  ///< of the next block: gradient, or a sum, which is cleared
+    const char* owed;   ///< its residual
+    char* left;         ///< where the residual of the last block goes
   };
   template <DType kInput, Rest kRest, bool kSummed, bool kSettle>
   static void turn_chunk(const Turn& turn, int vectors, float* values, uint16_t* tops);
+  static void fetch(const char* from);
+  static void find_tops(const float* values, int vectors, uint16_t* tops);
   template <Rest kRest>
   static void settle_vector(char* left, int v, Float inverse, const float* values);
   template <Rest kRest>

@@ -35,8 +35,9 @@ typename SimdSparse<Level>::Bounds SimdSparse<Level>::search(Bounds bounds, int 
 /// Leaves candidates in scratch.index and scratch.picked, ascending by index: all elements from some
 /// magnitude on, at least `kept` of them. `highest`: the high half of the greatest magnitude.
 template <class Level>
-typename SimdSparse<Level>::Candidates SimdSparse<Level>::find_candidates(const SparseShape& shape, uint32_t highest, Hint& hint,
-                                       SparseScratch& scratch) {
+typename SimdSparse<Level>::Candidates SimdSparse<Level>::find_candidates(const SparseShape& shape,
+                                                                          uint32_t highest, Hint& hint,
+                                                                          SparseScratch& scratch) {
   const int vectors = vectors_of(shape.numel), kept = shape.kept;
   const Int lanes = Level::lanes();
   int found = 0;
@@ -44,14 +45,16 @@ typename SimdSparse<Level>::Candidates SimdSparse<Level>::find_candidates(const 
   const auto append = [&](uint32_t vector, Int least) {
     const Int value = Level::load_bits(scratch.values + vector * kLanes);
     const uint32_t mask = Level::reaching(value, least);
-    Level::append(scratch.index + found, mask, Level::add(lanes, Level::set(static_cast<int>(vector) * kLanes)));
+    Level::append(scratch.index + found, mask,
+                  Level::add(lanes, Level::set(static_cast<int>(vector) * kLanes)));
     Level::append(scratch.picked + found, mask, value);
     found += __builtin_popcount(mask);
   };
   if (kept <= vectors / 4 * 3) {
     const uint32_t guess = hint.top != 0 ? hint.top : highest - 0x40;
-    const Bounds bounds = search({0, highest + 1, vectors, 0}, kept, kept + kept / 8 + 1, guess, 2,
-                                 [&](uint32_t at) { return Level::count_tops(scratch.tops, vectors, at); });
+    const Bounds bounds =
+        search({0, highest + 1, vectors, 0}, kept, kept + kept / 8 + 1, guess, 2,
+               [&](uint32_t at) { return Level::count_tops(scratch.tops, vectors, at); });
     hint.top = bounds.low;
     least_magnitude = bounds.low << 16;
     const Int least = Level::set(static_cast<int>(least_magnitude));
@@ -61,9 +64,8 @@ typename SimdSparse<Level>::Candidates SimdSparse<Level>::find_candidates(const 
     const uint32_t top = (highest + 1) << 16;
     const uint32_t guess = hint.magnitude != 0 ? hint.magnitude : top - (1U << 24);
     const Bounds bounds =
-        search({0, top, shape.numel, 0}, kept, kept + kept / 4 + 1, guess, 1U << 17, [&](uint32_t at) {
-          return Level::count_reaching(scratch.values, vectors, at);
-        });
+        search({0, top, shape.numel, 0}, kept, kept + kept / 4 + 1, guess, 1U << 17,
+               [&](uint32_t at) { return Level::count_reaching(scratch.values, vectors, at); });
     hint.magnitude = least_magnitude = bounds.low;
     const Int least = Level::set(static_cast<int>(least_magnitude));
     for (int vector = 0; vector < vectors; ++vector) append(vector, least);

@@ -1,4 +1,5 @@
-// How the sixteen-lane sparse encoders go through a run: sources, pipeline, tails. Part of sparse_simd.h.
+// How the sixteen-lane sparse encoders go through a run: sources, pipeline, tails. Part of
+// sparse_simd.h.
 #pragma once
 
 namespace lgreco::kernels {
@@ -17,7 +18,9 @@ struct SimdSparse<Level>::GradientSource {
 
   Passes passes(const Feedback& feedback) const { return passes_for(dtype, feedback); }
   /// Element `first` of the block that begins at `begin`.
-  const char* at(int64_t begin, int first) const { return input + (begin + first) * element_bytes(dtype); }
+  const char* at(int64_t begin, int first) const {
+    return input + (begin + first) * element_bytes(dtype);
+  }
   bool has_nonzero_in(const char* from, int numel) const {
     return has_nonzero(from, element_bytes(dtype), numel);
   }
@@ -43,9 +46,7 @@ struct SimdSparse<Level>::PayloadSource {
     sum = reinterpret_cast<const char*>(scratch.sum);
   }
 
-  Passes passes(const Feedback& feedback) const {
-    return passes_for<DType::kFloat32, true>(feedback);
-  }
+  Passes passes(const Feedback& feedback) const { return passes_for<DType::kFloat32, true>(feedback); }
   const char* at(int64_t, int first) const { return sum + first * sizeof(float); }
   bool has_nonzero_in(const char*, int) const { return false; }
   const char* readable(const char* from, int first, int, Tail&) const {

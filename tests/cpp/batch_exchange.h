@@ -166,11 +166,10 @@ class Exchange {
     for (const BatchRun& run : places_.runs) {
       uint8_t* at = expected.data() + run.gradient_offset * element_bytes(settings_.dtype);
       if (bit_of(expected_wire, run.bit)) {
-        nonfinite |=
-            twins_
-                .decode_run(expected_wire.data() + run.wire_offset, run.numel, noise_of(run), at,
-                            settings_.dtype)
-                .nonfinite;
+        nonfinite |= twins_
+                         .decode_run(expected_wire.data() + run.wire_offset, run.numel, noise_of(run),
+                                     at, settings_.dtype)
+                         .nonfinite;
       } else {
         memset(at, 0, run.numel * element_bytes(settings_.dtype));
         keep(run);

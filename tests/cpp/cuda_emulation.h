@@ -165,7 +165,8 @@ T __shfl_xor_sync(unsigned, T value, int step) {
 
 /// The value of the lane `step` lanes before, or the own one where there is none.
 inline uint32_t __shfl_up_sync(unsigned, uint32_t value, int step) {
-  const unsigned lane = threadIdx.x % 32, from = lane >= static_cast<unsigned>(step) ? lane - step : lane;
+  const unsigned lane = threadIdx.x % 32,
+                 from = lane >= static_cast<unsigned>(step) ? lane - step : lane;
   return lgreco::emulation::with_warp(value, [&](const uint32_t* slots) { return slots[from]; });
 }
 

@@ -1,5 +1,5 @@
-// The CUDA kernels of sparse blocks, run on the host, against the CPU kernels: the same bits for every run
-// of a batch.
+// The CUDA kernels of sparse blocks, run on the host, against the CPU kernels: the same bits for every
+// run of a batch.
 #include "batch_exchange.h"
 
 #include "kernels/sparse_device.h"

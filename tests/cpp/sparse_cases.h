@@ -1,5 +1,5 @@
-// What the tests of the sparse kernels share: a naive reference that follows sparse.h, and calls with all
-// their memory.
+// What the tests of the sparse kernels share: a naive reference that follows sparse.h, and calls with
+// all their memory.
 #pragma once
 
 #include <limits>
@@ -15,7 +15,8 @@ namespace lgreco::kernels {
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 inline constexpr float kMax = std::numeric_limits<float>::max();
-inline constexpr Noise kNoise{.seed = 0x123456789ABCDEFULL, .step = 7, .stream = 3 * 8192 + 5, .first_block = 3};
+inline constexpr Noise kNoise{
+    .seed = 0x123456789ABCDEFULL, .step = 7, .stream = 3 * 8192 + 5, .first_block = 3};
 
 enum class Residual { kNone, kInPlace, kShadow };
 
@@ -51,7 +52,8 @@ class Bits {
   void append_to(std::vector<uint8_t>& bytes, size_t unit) const {
     const size_t begin = bytes.size();
     bytes.resize(begin + (bits_.size() + 7) / 8);
-    for (size_t i = 0; i < bits_.size(); ++i) bytes[begin + i / 8] |= static_cast<uint8_t>(bits_[i] << i % 8);
+    for (size_t i = 0; i < bits_.size(); ++i)
+      bytes[begin + i / 8] |= static_cast<uint8_t>(bits_[i] << i % 8);
     bytes.resize((bytes.size() + unit - 1) / unit * unit);
   }
   size_t size() const { return bits_.size(); }

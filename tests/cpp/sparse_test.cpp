@@ -20,8 +20,8 @@ void expect_reference(const SparseSpec& spec, const std::vector<float>& gradient
                         static_cast<int>(residual), " ", name_of(residual_dtype)));
     ASSERT_TRUE(same_bytes(call.wire, expected.wire));
     ASSERT_EQ(call.findings.nonfinite, !expected.sound);
-    ASSERT_EQ(call.findings.nonzero, std::any_of(gradient.begin(), gradient.end(),
-                                                 [](float value) { return value != 0.0F; }));
+    ASSERT_EQ(call.findings.nonzero,
+              std::any_of(gradient.begin(), gradient.end(), [](float value) { return value != 0.0F; }));
     if (expected.sound) {
       ASSERT_TRUE(same_bits(decoded(spec, call.wire, call.numel), expected.decoded));
     }
@@ -148,8 +148,9 @@ TEST(Sparse, DecodingToFp16FindsOverflow) {
     SparseCall call({0.01, 512, 32, false}, values, values, DType::kFloat32, Residual::kNone);
     call.run(cpu_level());
     Buffer out(1200);
-    EXPECT_EQ(sparse_decode(call.spec, call.wire.data(), 600, kNoise, out.data(), DType::kFloat16).nonfinite,
-              std::fabs(top) >= 65520.0F);
+    EXPECT_EQ(
+        sparse_decode(call.spec, call.wire.data(), 600, kNoise, out.data(), DType::kFloat16).nonfinite,
+        std::fabs(top) >= 65520.0F);
     EXPECT_TRUE(out.guards_hold());
   }
 }
@@ -177,8 +178,8 @@ void expect_reference_sum(const SparseSpec& spec, int count, int over, int64_t n
   SparseCall call(spec, sum, make_values(0, numel, 99), DType::kFloat32, residual);
   const NaiveRun expected(spec, call.values());
   const WithLevel guard(level);
-  const Findings findings = sparse_reduce(spec, pointers.data(), count, factor, numel, call.feedback,
-                                          kNoise, out.data());
+  const Findings findings =
+      sparse_reduce(spec, pointers.data(), count, factor, numel, call.feedback, kNoise, out.data());
   ASSERT_FALSE(findings.nonfinite);
   ASSERT_TRUE(out.guards_hold() && call.shadow.guards_hold());
   ASSERT_TRUE(same_bytes(out, expected.wire));
@@ -277,8 +278,8 @@ TEST(Sparse, RunsMayBeCutBetweenBlocks) {
 }
 
 TEST(Sparse, AWireIsWhatItsDescriptionSays) {
-  // 2 of 32: Elias-Fano with 3 low bits takes (31 >> 3) + 2 + 6 = 11 bits, a bitmap 32. Indices 5 and 20:
-  // high parts 0 and 2 set bits 0 and 3, low parts are 5 and 4: 01001, 101, 100, from the right.
+  // 2 of 32: Elias-Fano with 3 low bits takes (31 >> 3) + 2 + 6 = 11 bits, a bitmap 32. Indices 5 and
+  // 20: high parts 0 and 2 set bits 0 and 3, low parts are 5 and 4: 01001, 101, 100, from the right.
   std::vector<float> values(32, 0.5F);
   values[5] = -127.0F;
   values[20] = 64.0F;

@@ -23,6 +23,11 @@ CHOICES = [
     "quantize(bits=4, block=128, grid=symmetric)",
     "quantize(bits=3, block=96, rounding=stochastic)",
     "quantize(bits=5, block=256, grid=symmetric, rounding=stochastic, scales=bf16)",
+    "topk(density=0.01)",
+    "topk(density=0.1, block=96, values=int4)",
+    "topk(density=0.3, block=65536, values=fp32)",
+    "randomk(density=0.05, block=512)",
+    "randomk(density=0.2, block=64, values=int8)",
 ]
 
 
@@ -65,7 +70,8 @@ class _Mixed(nn.Module):
 
 def _each_dtype(rank: int, world_size: int) -> dict[str, list[str]]:
     choices = ["dense(dtype=fp32)", "dense(dtype=bf16)", "quantize(bits=4, block=128)",
-               "quantize(bits=2, block=32, rounding=stochastic)"]  # fmt: skip
+               "quantize(bits=2, block=32, rounding=stochastic)", "topk(density=0.05, values=bf16)",
+               "randomk(density=0.1, block=128, values=int8)"]  # fmt: skip
     models = {
         "bf16": lambda: make(dtype=torch.bfloat16),
         "fp16": lambda: make(dtype=torch.float16),
@@ -111,7 +117,11 @@ def _each_bucket_size(rank: int, world_size: int, choice: str) -> list[list[str]
     return runs
 
 
-@pytest.mark.parametrize("choice", ["quantize(bits=4, block=512)", "quantize(bits=2, block=96, rounding=stochastic)"])
+@pytest.mark.parametrize(
+    "choice",
+    ["quantize(bits=4, block=512)", "quantize(bits=2, block=96, rounding=stochastic)",
+     "topk(density=0.02, block=512)", "randomk(density=0.05, block=96)"],
+)  # fmt: skip
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_buckets_do_not_change_the_bits(world_size: int, choice: str) -> None:
     """The same bits for every bucket_cap_mb, across DDP's rebuild after a step, and where it does not rebuild."""
@@ -222,7 +232,11 @@ def _owner(ranks: list[dict], rank: int, name: str, like: torch.Tensor) -> torch
     return whole
 
 
-@pytest.mark.parametrize("choice", ["quantize(bits=2, block=64)", "quantize(grid=symmetric)", "dense(dtype=bf16)"])
+@pytest.mark.parametrize(
+    "choice",
+    ["quantize(bits=2, block=64)", "quantize(grid=symmetric)", "dense(dtype=bf16)",
+     "topk(density=0.3, block=512)", "randomk(density=0.4, block=96, values=int8)"],
+)  # fmt: skip
 def test_what_is_left_out_is_kept(choice: str) -> None:
     """Mean(gradient + sender's residual) + owner's residual = delivered + what both keep, within fp32 rounding."""
     run(3, _nothing_is_lost, choice)

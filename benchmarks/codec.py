@@ -7,8 +7,9 @@
 Kernels: encode (fp32 gradient + committed residual -> wire and shadow residual, as the engine calls it),
 encode_in_place (the residual overwrites itself), encode_alone (no error feedback), reduce_4 (sum of 4 payloads +
 residual -> wire and shadow), reduce_4_alone (no error feedback), decode (wire -> gradient), decode_add (sum += decoded
-wire), and for comparison read (each value once), memcpy, and torch_eager (encode_in_place of 4 bits in torch's eager
-operations).
+wire), and for comparison read (each value once), memcpy, torch_eager (encode_in_place of 4 bits in torch's eager
+operations), and for a topk choice torch_topk (torch.topk of each block's magnitudes, which are made beforehand, not
+sorted, and nothing coded).
 
 With --lowrank instead of the choices' kernels, for a square matrix of that size (100 MiB: 5120 x 5120): gather_project
 (gradient + residual -> matrix, and its product with q), gather_project_in_place (over the residual), torch_add_mm
@@ -47,6 +48,11 @@ _CHOICES = (
     "quantize(bits=4, block=4096)",
     "quantize(bits=4, block=512, grid=symmetric, scales=bf16)",
     "quantize(bits=4, block=512, rounding=stochastic)",
+    "topk(density=0.01)",
+    "topk(density=0.001)",
+    "topk(density=0.1)",
+    "topk(density=0.01, block=65536)",
+    "randomk(density=0.01)",
     "dense(dtype=fp32)",
     "dense(dtype=bf16)",
 )
@@ -114,6 +120,35 @@ def quantize_works(choice: lgreco.Quantize, bucket: Bucket) -> dict[str, Work]:
         "decode": lambda: _C.quantize_decode(spec, payloads[0], bucket.out),
         "decode_add": lambda: _C.quantize_decode_add(spec, payloads[0], bucket.out),
     }
+
+
+def sparse_works(choice: lgreco.TopK | lgreco.RandomK, bucket: Bucket) -> dict[str, Work]:
+    """The kernels of a topk or randomk choice by name."""
+    value_bits = {"fp32": 32, "bf16": 16}.get(choice.values) or int(choice.values.removeprefix("int"))
+    spec = (choice.density, choice.block, value_bits, isinstance(choice, lgreco.RandomK))
+    numel = bucket.gradient.numel()
+    wires = [torch.zeros(_C.sparse_wire_bytes(spec, numel), dtype=torch.uint8) for _ in range(_PAYLOADS + 1)]
+    *payloads, out = wires
+    for rank, wire in enumerate(payloads):  # ranks whose largest elements differ
+        _C.sparse_encode(spec, bucket.gradient.roll(997 * rank), None, None, 1.0, _NOISE, wire)
+
+    def encode(committed: Tensor | None, shadow: Tensor | None) -> object:
+        return _C.sparse_encode(spec, bucket.gradient, committed, shadow, 1.0, _NOISE, out)
+
+    works: dict[str, Work] = {
+        "encode": lambda: encode(bucket.committed, bucket.shadow),
+        "encode_in_place": lambda: encode(bucket.committed, bucket.committed),
+        "encode_alone": lambda: encode(None, None),
+        "reduce_4": lambda: _C.sparse_reduce(
+            spec, payloads, 1 / _PAYLOADS, numel, bucket.committed, bucket.shadow, 1.0, _NOISE, out
+        ),
+        "decode": lambda: _C.sparse_decode(spec, payloads[0], _NOISE, bucket.out),
+    }
+    if isinstance(choice, lgreco.TopK) and numel % choice.block == 0:
+        magnitudes = bucket.gradient.abs().view(-1, choice.block)
+        kept = max(1, round(choice.density * choice.block))
+        works["torch_topk"] = lambda: torch.topk(magnitudes, kept, dim=1, sorted=False)
+    return works
 
 
 def dense_works(choice: lgreco.Dense, bucket: Bucket) -> dict[str, Work]:
@@ -187,6 +222,18 @@ def lowrank_works(rank: int, bucket: Bucket) -> dict[str, Work]:
     }
 
 
+def choice_works(choice: lgreco.Choice, bucket: Bucket) -> dict[str, Work]:
+    """The kernels of a choice by name."""
+    match choice:
+        case lgreco.Quantize():
+            return quantize_works(choice, bucket)
+        case lgreco.TopK() | lgreco.RandomK():
+            return sparse_works(choice, bucket)
+        case lgreco.Dense():
+            return dense_works(choice, bucket)
+    raise ValueError(f"choice must be dense, quantize, topk or randomk, got {choice}")
+
+
 def works_of(choices: Sequence[str], lowrank: bool, bucket: Bucket, eager: bool) -> dict[tuple[str, str], Work]:
     """Everything that is timed, by kernel and choice."""
     works = {(kernel, "-"): work for kernel, work in other_works(bucket, eager).items()}
@@ -196,8 +243,7 @@ def works_of(choices: Sequence[str], lowrank: bool, bucket: Bucket, eager: bool)
         return works
     for text in choices:
         choice = lgreco.parse(text)
-        of_choice = quantize_works if isinstance(choice, lgreco.Quantize) else dense_works
-        works |= {(kernel, str(choice)): work for kernel, work in of_choice(choice, bucket).items()}
+        works |= {(kernel, str(choice)): work for kernel, work in choice_works(choice, bucket).items()}
     return works
 
 

@@ -73,14 +73,23 @@ LGRECO_HD void write_index(const SparseShape& shape, const uint32_t* index, uint
                            uint8_t* wire) {
   const int bits = sparse_index_bits(shape), low_bits = shape.low_bits;
   memset(code, 0, (bits / 64 + 2) * sizeof *code);
+  // A word is kept in a register as long as bits go to it: or-ing into memory waits for the last store.
+  int word = 0;
+  uint64_t pending = 0;
   for (int i = 0; i < shape.kept; ++i) {
     const int bit = index_bit(shape, static_cast<int>(index[i]), i);
-    code[bit / 64] |= uint64_t{1} << (bit % 64);
+    if (bit / 64 != word) {
+      code[word] = pending;
+      pending = 0;
+      word = bit / 64;
+    }
+    pending |= uint64_t{1} << (bit % 64);
   }
+  code[word] = pending;
   if (low_bits > 0) {
     uint64_t* at = code + shape.high_bits / 64;
     int filled = shape.high_bits % 64;
-    uint64_t pending = *at;
+    pending = *at;
     for (int i = 0; i < shape.kept; ++i) {
       const uint64_t low = index[i] & ((1U << low_bits) - 1U);
       pending |= low << filled;

@@ -39,6 +39,7 @@ class SimdSparse {
   static constexpr int kLanes = 16;
   static constexpr int kChunkVectors = 32;
   static constexpr int kChunkNumel = kChunkVectors * kLanes;
+  static constexpr int kAheadBytes = 8192;
 
   static int vectors_of(int numel) { return (numel + kLanes - 1) / kLanes; }
 
@@ -55,6 +56,8 @@ class SimdSparse {
   };
   template <DType kInput, Rest kRest, bool kSummed, bool kSettle>
   static void turn_chunk(const Turn& turn, int vectors, float* values, uint16_t* tops);
+  static void fetch(const char* from);
+  static void find_tops(const float* values, int vectors, uint16_t* tops);
   template <Rest kRest>
   static void settle_vector(char* left, int v, Float inverse, const float* values);
   template <Rest kRest>

@@ -3,17 +3,27 @@
 
 namespace lgreco::kernels {
 
+/// Fetches into the second cache: the first one holds the buffer.
+template <class Level>
+void SimdSparse<Level>::fetch(const char* from) {
+  __builtin_prefetch(from + kAheadBytes, 0, 2);
+}
+
 /// Vector by vector what is left out of one block goes to the residual and what the next block holds
 /// takes its place: reads and writes of memory then keep an even pace, which no prefetching makes up
 /// for.
 template <class Level>
 template <DType kInput, Rest kRest, bool kSummed, bool kSettle>
-void SimdSparse<Level>::turn_chunk(const Turn& turn, int vectors, float* values, uint16_t* tops) {
+void SimdSparse<Level>::turn_chunk(const Turn& given, int vectors, float* values, uint16_t* tops) {
   constexpr int kBytes = kLanes * (kInput == DType::kFloat32 ? 4 : 2);
+  const Turn turn = given;
   const Float scale = Level::set(turn.scale), factor = Level::set(turn.factor);
   const Float inverse = Level::set(turn.inverse_scale);
-  const auto take = [&](int v) {
+#pragma GCC unroll 1
+  for (int v = 0; v < vectors; ++v) {
     if constexpr (kSettle) settle_vector<kRest>(turn.left, v, inverse, values);
+    if constexpr (!kSummed) fetch(turn.input + v * kBytes);
+    if constexpr (kRest != Rest::kNone) fetch(turn.owed + v * kLanes * residual_bytes_of(kRest));
     Float value = Level::template load<kInput>(turn.input + v * kBytes);
     if constexpr (kSummed) {
       Level::store_bits(const_cast<char*>(turn.input) + v * kBytes, Level::zero());
@@ -25,18 +35,23 @@ void SimdSparse<Level>::turn_chunk(const Turn& turn, int vectors, float* values,
       value = Level::add(value, Level::mul(owed, scale));
     }
     Level::template store<DType::kFloat32>(values + v * kLanes, value);
-    return Level::bits(value);
-  };
+  }
+  find_tops(values, vectors, tops);
+}
+
+/// The greatest magnitudes of vectors, as tops.
+template <class Level>
+void SimdSparse<Level>::find_tops(const float* values, int vectors, uint16_t* tops) {
   if (vectors == kChunkVectors) [[likely]] {
     Int rows[kChunkVectors / 2];
-#pragma GCC unroll 1
+#pragma GCC unroll 16
     for (int row = 0; row < kChunkVectors / 2; ++row) {
-      const Int first = take(2 * row);
-      rows[row] = Level::tops(first, take(2 * row + 1));
+      rows[row] = Level::tops(Level::load_bits(values + 2 * row * kLanes),
+                              Level::load_bits(values + (2 * row + 1) * kLanes));
     }
     Level::store_row_maxima(rows, tops);
   } else {
-    for (int v = 0; v < vectors; ++v) tops[v] = Level::top(take(v));
+    for (int v = 0; v < vectors; ++v) tops[v] = Level::top(Level::load_bits(values + v * kLanes));
   }
 }
 

@@ -172,12 +172,12 @@ class Exchange:
         """The averaged bucket, on the CPU."""
         bucket = torch.full((self.bucket_numel,), 77.0, dtype=self.settings.dtype)
         on_gpu = bucket.cuda()
-        self.codec.decode(self.batch, wire.cuda(), on_gpu, self.arenas, self.transaction, stream())
+        self.codec.decode(self.batch, wire.cuda(), on_gpu, self.arenas, self.transaction, SEED, stream())
         nonfinite = False
         for run in self.runs:
             out = run.of(bucket, run.gradient)
             if bit_of(wire, run.bit):
-                nonfinite |= self.codec.decode_run(self.slice_of(wire, run), out)
+                nonfinite |= self.codec.decode_run(self.slice_of(wire, run), self.noise_of(run), out)
             else:
                 out.zero_()
                 self.keep(run)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bucket_exchange import BF16, FP16, FP32, SEED, Exchange, Settings, set_bit, settings_for, stream
 from torch import Tensor
-from twins import Twins, dense, quantize
+from twins import Twins, dense, quantize, sparse
 
 from lgreco import _C
 
@@ -17,10 +17,15 @@ AWKWARD = [
     quantize(bits, block, *FLAGS[(bits + block // 32) % 8]) for bits in (1, 3, 4, 8) for block in (32, 128, 512, 4096)
 ]
 STOCHASTIC = quantize(4, 512, False, True, False)
+SPARSE = [
+    sparse(0.01, 32, 8, False), sparse(0.02, 512, 4, False), sparse(0.01, 4096, 8, False), sparse(0.3, 4096, 32, False),
+    sparse(0.001, 65536, 16, False), sparse(0.02, 96, 32, True), sparse(0.05, 4096, 8, True),
+    sparse(0.5, 65536, 5, True),
+]  # fmt: skip
 DENSE = [dense("fp32"), dense("bf16"), dense("fp16")]
 
 
-@pytest.mark.parametrize("codec", [*AWKWARD, *DENSE], ids=str)
+@pytest.mark.parametrize("codec", [*AWKWARD, *SPARSE, *DENSE], ids=str)
 def test_awkward_sizes(codec: Twins) -> None:
     Exchange(codec, [codec.block + 1, 31, 33, 0, 2 * codec.block, 1, codec.block - 1], settings_for(5)).check()
 
@@ -32,14 +37,24 @@ def test_every_spec(bits: int, block: int) -> None:
         Exchange(quantize(bits, block, *flags), [3 * block + 17, 77, 500, 9, 65536 + 5], settings_for(seed)).check()
 
 
-@pytest.mark.parametrize("codec", [STOCHASTIC, *DENSE], ids=str)
+@pytest.mark.parametrize("density", [1e-4, 0.01, 0.1, 0.5])
+@pytest.mark.parametrize("block", [32, 64, 512, 544, 1024, 4096, 8192, 65536])
+@pytest.mark.parametrize("random", [False, True], ids=["topk", "randomk"])
+def test_every_sparse_spec(random: bool, block: int, density: float) -> None:
+    for seed, value_bits in enumerate((32, 16, 8, 7, 6, 5, 4, 3, 2), start=block):
+        Exchange(sparse(density, block, value_bits, random), [3 * block + 17, 77, 500, 9], settings_for(seed)).check()
+
+
+@pytest.mark.parametrize(
+    "codec", [STOCHASTIC, sparse(0.02, 512, 8, False), sparse(0.02, 512, 8, True), *DENSE], ids=str
+)
 def test_every_type(codec: Twins) -> None:
     for dtype, residual, scale in itertools.product((FP32, BF16, FP16), (FP32, BF16, None), (1.0, 65536.0)):
         settings = Settings(dtype=dtype, residual=residual, scale=scale, committed=1)
         Exchange(codec, [1500, 31, 77, 513, 8192], settings).check()
 
 
-@pytest.mark.parametrize("codec", [*AWKWARD, *DENSE], ids=str)
+@pytest.mark.parametrize("codec", [*AWKWARD, *SPARSE, *DENSE], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
 def test_inf_and_nan_flag_the_step(codec: Twins, dtype: torch.dtype) -> None:
     exchange = Exchange(codec, [700, 31, 33, 600], Settings(dtype=dtype, broken=True))
@@ -60,8 +75,12 @@ def test_fp16_overflow_flags_the_step() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.5, 1e-42, 3e38])
 def test_constant_and_extreme_blocks(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags in FLAGS:
-        exchange = Exchange(quantize(4, 512, *flags), [1025, 3, 4], Settings())
+    for codec in (
+        *(quantize(4, 512, *flags) for flags in FLAGS),
+        sparse(0.1, 512, 8, False),
+        sparse(0.1, 512, 8, True),
+    ):
+        exchange = Exchange(codec, [1025, 3, 4], Settings())
         bucket = torch.full((exchange.bucket_numel,), value)
         monkeypatch.setattr(exchange, "gradient_of", lambda rank, bucket=bucket: bucket)
         exchange.check()
@@ -69,6 +88,8 @@ def test_constant_and_extreme_blocks(value: float, monkeypatch: pytest.MonkeyPat
 
 def test_a_large_bucket() -> None:
     Exchange(STOCHASTIC, [2**22 + 3, 5, 2**20], settings_for(6)).check()
+    Exchange(sparse(0.01, 4096, 8, False), [2**22 + 3, 5, 2**20], settings_for(6)).check()
+    Exchange(sparse(0.01, 65536, 32, True), [2**22 + 3, 5, 2**20], settings_for(6)).check()
     Exchange(dense("bf16"), [2**22 + 3, 5, 2**20], settings_for(6)).check()
 
 
@@ -97,7 +118,7 @@ def test_launches_can_be_captured_because_the_host_never_waits() -> None:
         exchange.codec.encode(
             exchange.batch, gradient, exchange.arenas, exchange.scale, exchange.transaction, SEED, wire, stream()
         )
-        exchange.codec.decode(exchange.batch, wire, bucket, exchange.arenas, exchange.transaction, stream())
+        exchange.codec.decode(exchange.batch, wire, bucket, exchange.arenas, exchange.transaction, SEED, stream())
         _C.cuda.transaction_poison(exchange.transaction, bucket, stream())
 
     start, arenas = exchange.transaction.clone(), [arena.clone() for arena in exchange.arenas or []]
@@ -166,5 +187,5 @@ def test_bad_input_is_refused() -> None:
         encode(spec, gradient.cuda(), wire[:-16])
     with pytest.raises(ValueError, match="numbered for blocks of 512 elements, the codec has 256"):
         encode((4, 256, False, False, False), gradient.cuda(), wire)
-    with pytest.raises(ValueError, match=r"block must be a multiple of 32 from 32 to 4096, got 48"):
+    with pytest.raises(ValueError, match=r"block must be a multiple of 32 from 32 to 65536, got 48"):
         _C.cuda.Batch([], 48, torch.device("cuda"))

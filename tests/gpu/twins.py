@@ -24,8 +24,9 @@ class Twins:
     """A codec with parameters. Wires are uint8.
 
     Attributes:
-        codec: `quantize` or `dense`, as the kernels' names begin.
-        parameters: (bits, block, symmetric, stochastic, bf16_scales), or the dtype on the dense wire.
+        codec: `quantize`, `sparse` or `dense`, as the kernels' names begin.
+        parameters: (bits, block, symmetric, stochastic, bf16_scales), (density, block, value_bits, random), or the
+            dtype on the dense wire.
         block: elements that are coded together.
     """
 
@@ -40,7 +41,7 @@ class Twins:
         """Bytes of a run."""
         if self.codec == "dense":
             return numel * ELEMENTS[self.parameters].itemsize
-        return int(_C.quantize_wire_bytes(self.parameters, numel))
+        return int(getattr(_C, f"{self.codec}_wire_bytes")(self.parameters, numel))
 
     def encode(
         self, batch: Any, gradient: Tensor, arenas: list[Tensor] | None, scale: Tensor | None, transaction: Tensor,
@@ -59,10 +60,12 @@ class Twins:
         kernel(batch, inbox, count, own_rank, factor, arenas, scale, transaction, *self._noise(seed), out, stream)
 
     def decode(
-        self, batch: Any, wire: Tensor, out: Tensor, arenas: list[Tensor] | None, transaction: Tensor, stream: int
-    ) -> None:
+        self, batch: Any, wire: Tensor, out: Tensor, arenas: list[Tensor] | None, transaction: Tensor, seed: int,
+        stream: int,
+    ) -> None:  # fmt: skip
         """Decodes a batch on the GPU."""
-        self._kernel(_C.cuda, "decode")(batch, wire, out, arenas, transaction, stream)
+        drawn = (seed,) if self.codec == "sparse" else ()
+        self._kernel(_C.cuda, "decode")(batch, wire, out, arenas, transaction, *drawn, stream)
 
     def encode_run(self, gradient: Tensor, residual: Residual, noise: Noise, wire: Tensor) -> bool:
         """Codes a run on the CPU; returns whether its gradient has a nonzero element."""
@@ -72,9 +75,10 @@ class Twins:
         """Sums and codes a run on the CPU."""
         self._kernel(_C, "reduce")(wires, factor, numel, *residual, *self._noise(noise), out)
 
-    def decode_run(self, wire: Tensor, out: Tensor) -> bool:
+    def decode_run(self, wire: Tensor, noise: Noise, out: Tensor) -> bool:
         """Decodes a run on the CPU; returns whether the result has an inf or NaN."""
-        return bool(self._kernel(_C, "decode")(wire, out))
+        drawn = (noise,) if self.codec == "sparse" else ()
+        return bool(self._kernel(_C, "decode")(wire, *drawn, out))
 
     def wires_equal(self, left: Tensor, right: Tensor) -> bool:
         """Bit for bit, but for a NaN on the dense wire: processors that compute one choose its bits differently."""
@@ -93,6 +97,11 @@ class Twins:
 def quantize(bits: int, block: int, symmetric: bool, stochastic: bool, bf16_scales: bool) -> Twins:
     """The quantising kernels."""
     return Twins("quantize", (bits, block, symmetric, stochastic, bf16_scales), block)
+
+
+def sparse(density: float, block: int, value_bits: int, random: bool) -> Twins:
+    """The kernels of topk, or of randomk where elements are drawn at random."""
+    return Twins("sparse", (density, block, value_bits, random), block)
 
 
 def dense(dtype: str) -> Twins:

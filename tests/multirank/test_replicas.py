@@ -27,6 +27,11 @@ CHOICES = [
     "lowrank(rank=4, factors=int8)",
     "lowrank(rank=4, factors=int6, q=bf16, iterate=alternate)",
     "lowrank(rank=12, factors=int4)",
+    "topk(density=0.01)",
+    "topk(density=0.1, block=96, values=int4)",
+    "topk(density=0.3, block=65536, values=fp32)",
+    "randomk(density=0.05, block=512)",
+    "randomk(density=0.2, block=64, values=int8)",
 ]
 
 
@@ -71,7 +76,8 @@ class _Mixed(nn.Module):
 def _each_dtype(rank: int, world_size: int) -> dict[str, list[str]]:
     choices = ["dense(dtype=fp32)", "dense(dtype=bf16)", "quantize(bits=4, block=128)",
                "quantize(bits=2, block=32, rounding=stochastic)", "lowrank(rank=4, factors=int8)",
-               "lowrank(rank=10, factors=int8, iterate=alternate)"]  # fmt: skip
+               "lowrank(rank=10, factors=int8, iterate=alternate)", "topk(density=0.05, values=bf16)",
+               "randomk(density=0.1, block=128, values=int8)"]  # fmt: skip
     models = {
         "bf16": lambda: make(dtype=torch.bfloat16),
         "fp16": lambda: make(dtype=torch.float16),
@@ -125,6 +131,8 @@ def _each_bucket_size(rank: int, world_size: int, choice: str) -> list[list[str]
         "quantize(bits=2, block=96, rounding=stochastic)",
         "lowrank(rank=4, factors=int8)",
         "lowrank(rank=9, factors=int8, iterate=alternate)",
+        "topk(density=0.02, block=512)",
+        "randomk(density=0.05, block=96)",
     ],
 )
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -248,6 +256,8 @@ def _owner(ranks: list[dict], rank: int, name: str, like: torch.Tensor) -> torch
         "lowrank(rank=4, factors=int4)",
         "lowrank(rank=12, factors=int8, q=int3)",
         "lowrank(rank=4, factors=int5, iterate=alternate)",
+        "topk(density=0.3, block=512)",
+        "randomk(density=0.4, block=96, values=int8)",
     ],
 )
 def test_what_is_left_out_is_kept(choice: str) -> None:

@@ -27,8 +27,8 @@ def values_of(domain: object) -> st.SearchStrategy[Any]:
     match domain:
         case IntRange(low, high, multiple):
             return st.sampled_from(range(low, high + 1, multiple))
-        case FloatRange(above, high):
-            return st.floats(above, high, exclude_min=True)
+        case FloatRange(above, high, least):
+            return st.floats(max(above, least), high, exclude_min=least <= above)
         case OneOf(names):
             return st.sampled_from(names)
     raise AssertionError(domain)
@@ -64,6 +64,8 @@ def test_a_new_codec_needs_one_dataclass_and_its_name_in_the_registry(choice: Ch
             "quantize(scales=bf16, rounding=stochastic, grid=symmetric)",
             "quantize(bits=4, block=512, grid=symmetric, rounding=stochastic, scales=bf16)",
         ),
+        ("topk(values=int8)", "topk(density=0.01)"),
+        ("randomk(density=1e-4, values=bf16, block=64)", "randomk(density=0.0001, block=64, values=bf16)"),
         ("dense", "dense(dtype=fp32)"),
         ('dense(dtype="bf16")', "dense(dtype=bf16)"),
     ],
@@ -102,8 +104,12 @@ def test_native_form_holds_the_defaults_too() -> None:
         ("quantize(scales=fp16)", r"scales must be fp32 or bf16, got fp16"),
         ("dense(dtype=int8)", r"dtype must be fp32 or bf16 or fp16, got int8$"),
         ("dense(dtype=32)", r'dtype must be fp32 or bf16 or fp16, got 32; did you mean "fp32"\?$'),
-        ("quantise(bits=4)", r'unknown codec \'quantise\', known are dense, quantize; did you mean "quantize"\?$'),
+        ("quantise(bits=4)", r'unknown codec \'quantise\', known are dense, quantize, .*; did you mean "quantize"\?$'),
         ("quantize(bit=4)", r"quantize has no parameter 'bit', it has bits, block, .*; did you mean \"bits\"\?$"),
+        ("topk(density=0.6)", r"density must be from 0\.0001 and at most 0\.5, got 0\.6$"),
+        ("topk(density=0.00009)", r"density must be from 0\.0001 and at most 0\.5, got 9e-05$"),
+        ("randomk(block=65568)", r"block must be a multiple of 32, 32\.\.65536, got 65568$"),
+        ("randomk(values=int9)", r"values must be fp32 or bf16 or int2 .* or int8, got int9"),
         ("dense(bits=4)", r"dense has no parameter 'bits', it has dtype$"),
         ("quantize(bits=4, bits=4)", r"bits is given twice$"),
         ("quantize(4)", r"parameters are given by name; expected codec\(key=value, \.\.\.\)"),

@@ -11,10 +11,23 @@ from lgreco.info import check_torch
 check_torch()
 
 from lgreco.attach import attach  # noqa: E402  # the native module must not be loaded under the wrong torch
-from lgreco.choice import Choice, Dense, Quantize, RandomK, TopK, parse  # noqa: E402
+from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK, parse  # noqa: E402
 from lgreco.config import Config  # noqa: E402
 from lgreco.hook import hook  # noqa: E402
 from lgreco.plan import Plan  # noqa: E402
 from lgreco.state import State  # noqa: E402
 
-__all__ = ["Choice", "Config", "Dense", "Plan", "Quantize", "RandomK", "State", "TopK", "attach", "hook", "parse"]
+__all__ = [
+    "Choice",
+    "Config",
+    "Dense",
+    "LowRank",
+    "Plan",
+    "Quantize",
+    "RandomK",
+    "State",
+    "TopK",
+    "attach",
+    "hook",
+    "parse",
+]

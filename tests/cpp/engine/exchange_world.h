@@ -23,14 +23,22 @@ inline const codecs::Choice kFourBits{"quantize",
                                        {"rounding", "stochastic"},
                                        {"scales", "fp32"}}};
 
+/// Two stages in every step, or one whose factor changes from step to step.
+inline const codecs::Choice kLowRank{
+    "lowrank", {{"rank", "3"}, {"factors", "int8"}, {"q", "same"}, {"iterate", "both"}}};
+inline const codecs::Choice kAlternating{
+    "lowrank", {{"rank", "10"}, {"factors", "int6"}, {"q", "bf16"}, {"iterate", "alternate"}}};
+
 inline const std::vector<int64_t> kNumels{9000, 7, 0, 4097, 1, 30'000};
+inline const std::vector<int64_t> kRows{90, 7, 0, 17, 1, 150};
 inline const Buckets kThreeBuckets{{5, 4}, {3, 2}, {1, 0}};
 inline const Buckets kOneBucket{{5, 4, 3, 2, 1, 0}};
 
 inline std::shared_ptr<const Plan> plan_of(const codecs::Choice& choice, int world_size) {
   std::vector<LayerSpec> layers;
-  for (const int64_t numel : kNumels) {
-    layers.push_back({concat("layer", layers.size()), {numel}, numel, DType::kFloat32});
+  for (size_t i = 0; i < kNumels.size(); ++i) {
+    const int64_t rows = kRows[i], cols = rows == 0 ? 5 : kNumels[i] / rows;
+    layers.push_back({concat("layer", i), {rows, cols}, kNumels[i], DType::kFloat32});
   }
   const std::vector<codecs::Choice> choices(layers.size(), choice);
   return std::make_shared<const Plan>(std::move(layers), choices, world_size);

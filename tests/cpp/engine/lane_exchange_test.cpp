@@ -48,11 +48,18 @@ TEST(LaneExchange, DenseDeliversTheMean) {
   }
 }
 
-TEST(LaneExchange, NeitherNetworkNorChunksNorBucketsChangeABit) {
+class LossyExchange : public ::testing::TestWithParam<codecs::Choice> {};
+INSTANTIATE_TEST_SUITE_P(Choices, LossyExchange, ::testing::Values(kFourBits, kLowRank, kAlternating),
+                         [](const auto& choice) {
+                           const auto found = choice.param.parameters.find("iterate");
+                           return found == choice.param.parameters.end() ? "quantize" : found->second;
+                         });
+
+TEST_P(LossyExchange, NeitherNetworkNorChunksNorBucketsChangeABit) {
   World dense(3, kDense);
-  World calm(3, kFourBits, {.disorder = false, .chunk_bytes = 1 << 20});
-  World wild(3, kFourBits);
-  World rebuilt(3, kFourBits);
+  World calm(3, GetParam(), {.disorder = false, .chunk_bytes = 1 << 20});
+  World wild(3, GetParam());
+  World rebuilt(3, GetParam());
   const Averages expected = run(calm, steps_of(kOneBucket, 6));
   EXPECT_NE(expected, run(dense, steps_of(kOneBucket, 6)));
   EXPECT_EQ(expected, run(wild, steps_of(kThreeBuckets, 6)));
@@ -62,9 +69,9 @@ TEST(LaneExchange, NeitherNetworkNorChunksNorBucketsChangeABit) {
   EXPECT_EQ(wild.ranks[0]->stats().steps, 6);
 }
 
-TEST(LaneExchange, AnInfinityDropsTheStepEverywhere) {
-  World plain(3, kFourBits);
-  World world(3, kFourBits);
+TEST_P(LossyExchange, AnInfinityDropsTheStepEverywhere) {
+  World plain(3, GetParam());
+  World world(3, GetParam());
   const Averages expected = run(plain, steps_of(kThreeBuckets, 2));
   const auto errors = world.on_each_rank([&](int rank) {
     EXPECT_EQ(world.step(rank, 0, kThreeBuckets), expected[0]);

@@ -236,11 +236,12 @@ inline std::vector<float> decoded(const SparseSpec& spec, const Buffer& wire, in
 }
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  const auto same = [](float x, float y) { return bits_of(x) == bits_of(y); };
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
 }
 
 inline bool same_bytes(const Buffer& a, const std::vector<uint8_t>& b) {
-  return a.bytes() == static_cast<int64_t>(b.size()) && memcmp(a.data(), b.data(), b.size()) == 0;
+  return std::equal(a.data(), a.data() + a.bytes(), b.begin(), b.end());
 }
 
 }  // namespace lgreco::kernels

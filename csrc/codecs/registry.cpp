@@ -13,7 +13,8 @@ std::unique_ptr<Codec> make_codec(const Choice& choice) {
   if (choice.codec == "quantize") return make_quantize(choice);
   if (choice.codec == "topk") return make_topk(choice);
   if (choice.codec == "randomk") return make_randomk(choice);
-  throw ValueError(concat("codec must be dense, quantize, topk or randomk, got '", choice.codec, "'"));
+  throw ValueError(
+      concat("codec must be dense, quantize, topk, randomk or lowrank, got '", choice.codec, "'"));
 }
 
 }  // namespace lgreco::codecs

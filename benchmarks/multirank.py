@@ -32,6 +32,9 @@ CHOICES = (
     "dense(dtype=bf16)",
     "quantize(bits=4, block=512)",
     "quantize(bits=8, block=256, grid=symmetric, rounding=stochastic, scales=bf16)",
+    "topk(density=0.3)",
+    "lowrank(rank=8, factors=int8)",
+    "lowrank(rank=16, factors=int6, iterate=alternate)",
 )
 _WIDTH = 1024
 _WARMUP_STEPS = 2

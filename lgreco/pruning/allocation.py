@@ -1,0 +1,218 @@
+"""Allocation: how many groups of each layer a global sparsity prunes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lgreco.pruning.structure import Structure
+from lgreco.solver import minimise_error
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer as an allocation sees it.
+
+    Attributes:
+        name: of the layer.
+        shape: of the layer.
+        scores: fp32 [groups], comparable within the layer and, for a global ranking, between layers.
+        group_numel: weights of a group.
+        order: magnitude or value: how scores compare.
+        weight: the layer itself, for allocations that try out masks.
+        structure: of its groups.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scores: torch.Tensor
+    group_numel: int
+    order: str
+    weight: torch.Tensor
+    structure: Structure
+
+    @property
+    def groups(self) -> int:
+        """Groups of the layer."""
+        return self.scores.numel()
+
+    @property
+    def numel(self) -> int:
+        """Weights of the layer."""
+        return self.groups * self.group_numel
+
+
+class Allocation(ABC):
+    """Levels for layers."""
+
+    @abstractmethod
+    def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:
+        """Groups that each layer keeps; None: all layers' groups are ranked together instead.
+
+        The same arguments must give the same numbers on every rank.
+        """
+
+
+class Global(Allocation):
+    """All layers' groups ranked together by their scores, means over their weights."""
+
+    def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:
+        """See Allocation; groups of unlike sizes are ranked by a sort, for there are few of them."""
+        if len({layer.group_numel for layer in layers}) == 1:
+            return None
+        scores = np.concatenate([_ranked(layer) for layer in layers])
+        sizes = np.concatenate([np.full(layer.groups, layer.group_numel) for layer in layers])
+        owner = np.concatenate([np.full(layer.groups, place) for place, layer in enumerate(layers)])
+        order = np.argsort(-scores, kind="stable")
+        before = np.cumsum(sizes[order]) - sizes[order]
+        kept_numel = (1.0 - sparsity) * sizes.sum()
+        kept = order[before + sizes[order] / 2 <= kept_numel]  # to the nearer side
+        return [int(count) for count in np.bincount(owner[kept], minlength=len(layers))]
+
+
+class Uniform(Allocation):
+    """The same level in every layer."""
+
+    def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:
+        """See Allocation; rounded to whole groups, and never less than one."""
+        return [max(1, layer.groups - int(sparsity * layer.groups + 0.5)) for layer in layers]
+
+
+class Erk(Allocation):
+    """Densities by Erdos-Renyi-kernel: sum of a layer's dimensions over their product (arXiv 1911.11134).
+
+    Layers that would be more than dense are dense, and what they cannot take goes to the others.
+    """
+
+    def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:
+        """See Allocation."""
+        numels = np.array([layer.numel for layer in layers], np.float64)
+        raw = np.array([sum(layer.shape) / np.prod(layer.shape) for layer in layers])
+        budget, dense = (1.0 - sparsity) * numels.sum(), np.zeros(len(layers), bool)
+        density = np.ones(len(layers))
+        while not dense.all():
+            scale = (budget - numels[dense].sum()) / (raw * numels)[~dense].sum()
+            density = np.where(dense, 1.0, scale * raw)
+            over = density > 1.0
+            if not (over & ~dense).any():
+                break
+            dense |= over
+        kept = [max(1, int(share * layer.groups + 0.5)) for share, layer in zip(density, layers, strict=True)]
+        return fill(kept, layers, budget)
+
+
+ErrorTable = npt.NDArray[np.float64]
+Measure = Callable[[Sequence[Candidate], Sequence[float]], ErrorTable]
+
+
+def relative_errors(layers: Sequence[Candidate], levels: Sequence[float]) -> ErrorTable:
+    """Share of each layer's squared scores that each level prunes, [layers, levels]; each layer counts alike.
+
+    Without the division by the layer's own sum the cheapest plan would be the global ranking itself.
+    """
+    table = np.zeros((len(layers), len(levels)))
+    for place, layer in enumerate(layers):
+        energy = np.sort(_ranked(layer).astype(np.float64) ** 2)
+        total = energy.sum()
+        sums = np.concatenate(([0.0], np.cumsum(energy)))
+        pruned = [layer.groups - kept_at(layer, level) for level in levels]
+        table[place] = sums[pruned] / total if total > 0 else 0.0
+    return table
+
+
+def kept_at(layer: Candidate, level: float) -> int:
+    """Groups that a level of this layer keeps, at least one."""
+    return max(1, layer.groups - int(level * layer.groups + 0.5))
+
+
+class Solver(Allocation):
+    """Levels by the L-GreCo solver: least sum of errors at the wanted number of weights (arXiv 2210.17357).
+
+    Args:
+        levels: that a layer may have; more levels, finer plans.
+        measure: errors [layers, levels]; by default the share of a layer's squared scores that is pruned. Give a
+            function that prunes one layer at a time and measures the loss to make them calibrated.
+    """
+
+    def __init__(self, levels: Sequence[float] | None = None, measure: Measure = relative_errors) -> None:
+        self._levels = sorted(levels) if levels is not None else default_levels()
+        if not all(0.0 <= level < 1.0 for level in self._levels):
+            raise ValueError(f"levels must be sparsities from 0 to below 1, got {self._levels}")
+        self._measure = measure
+        self.table: ErrorTable | None = None
+
+    def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:
+        """See Allocation."""
+        numel = sum(layer.numel for layer in layers)
+        budget = (1.0 - sparsity) * numel
+        self.table = self._measure(layers, self._levels)
+        costs = np.array(
+            [[kept_at(layer, level) * layer.group_numel for level in self._levels] for layer in layers], np.float64
+        )
+        if costs.min(axis=1).sum() > budget:
+            raise ValueError(
+                f"levels must reach a sparsity of {sparsity:g}; the highest, {self._levels[-1]:g}, keeps "
+                f"{int(costs.min(axis=1).sum())} of {numel} weights"
+            )
+        plan = minimise_error(self.table, costs, budget).choices
+        kept = [kept_at(layer, self._levels[choice]) for layer, choice in zip(layers, plan, strict=True)]
+        return fill(kept, layers, budget)
+
+
+def default_levels() -> list[float]:
+    """0 and densities that fall by a sixth from one level to the next, to 0.5 %."""
+    levels, density = [0.0], 1.0
+    while density > 0.005:
+        density /= 1.2
+        levels.append(round(1.0 - density, 6))
+    return levels
+
+
+def fill(kept: Sequence[int], layers: Sequence[Candidate], budget: float) -> list[int]:
+    """Changes numbers of kept groups so that their weights meet the budget, by the least change in density.
+
+    Layers give or take in proportion to what they keep, the remainder goes to the first ones that can.
+    """
+    filled = list(kept)
+
+    def missing() -> int:
+        used = sum(count * layer.group_numel for count, layer in zip(filled, layers, strict=True))
+        return round(budget) - used
+
+    free = missing()
+    total = sum(count * layer.group_numel for count, layer in zip(filled, layers, strict=True))
+    for place, layer in enumerate(layers):
+        wanted = filled[place] + int(free * filled[place] / max(total, 1))
+        filled[place] = min(layer.groups, max(1, wanted))
+    for place, layer in enumerate(layers):
+        wanted = filled[place] + int(missing() / layer.group_numel)
+        filled[place] = min(layer.groups, max(1, wanted))
+    return filled
+
+
+def _ranked(layer: Candidate) -> npt.NDArray[np.float32]:
+    scores: npt.NDArray[np.float32] = layer.scores.detach().float().cpu().numpy()
+    return np.abs(scores) if layer.order == "magnitude" else scores
+
+
+def make_allocation(allocation: str | Allocation) -> Allocation:
+    """The allocation of a name.
+
+    Raises:
+        ValueError: for an unknown name, or `evolution`, which needs a loss and so is made by hand.
+    """
+    if isinstance(allocation, Allocation):
+        return allocation
+    made: Mapping[str, Any] = {"global": Global, "uniform": Uniform, "erk": Erk, "solver": Solver}
+    if allocation == "evolution":
+        raise ValueError("allocation evolution needs a calibration loss: pass lgreco.pruning.Evolution(loss, ...)")
+    if allocation not in made:
+        raise ValueError(f"allocation must be {', '.join(made)} or an Allocation, got {allocation!r}")
+    built: Allocation = made[allocation]()
+    return built

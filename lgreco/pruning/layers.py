@@ -1,0 +1,98 @@
+"""Which layers are pruned: matrices and convolutions, or those that patterns name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+_WRAPPERS = ("_orig_mod.",)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what DDP and torch.compile put before or into it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("module.")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP or torch.compile."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]  # checked in the line before
+        else:
+            return model
+
+
+def aliases_of(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the first name of that tensor, under which a tied one is known."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
+        name = name.replace("_orig_mod.", "")
+        aliases[name] = first.setdefault(id(parameter), name)
+    return aliases
+
+
+def prunable(
+    model: nn.Module,
+    held: Iterable[torch.Tensor] | None,
+    patterns: Sequence[str] | None,
+) -> dict[str, nn.Parameter]:
+    """The layers to prune, in the model's order; a tensor that several modules share counts once.
+
+    Without patterns: every parameter of two or more dimensions that is trained, except those of embeddings, also where
+    a matrix is tied to one. With patterns: every trained parameter of one dimension or more whose name, or another name
+    of the same tensor, matches one. Empty parameters have nothing to prune and are left out.
+
+    Args:
+        model: may be wrapped in DDP.
+        held: the optimizers' parameters; others are not trained. None: what needs a gradient is.
+        patterns: fnmatch over names without `module.`.
+
+    Raises:
+        ValueError: for a pattern that matches no layer, or only frozen ones; or where nothing is left to prune.
+    """
+    aliases = aliases_of(model)
+    parameters = {name.replace("_orig_mod.", ""): each for name, each in unwrapped(model).named_parameters()}
+    ids = None if held is None else {id(each) for each in held}
+    trained = {
+        name: each
+        for name, each in parameters.items()
+        if each.requires_grad and each.is_floating_point() and (ids is None or id(each) in ids)
+    }
+    names = _default_names(model, trained) if patterns is None else _matching(patterns, aliases, parameters, trained)
+    layers = {name: trained[name] for name in trained if name in names and trained[name].numel() > 0}
+    if not layers:
+        raise ValueError("the model has no layer to prune: none of two or more dimensions is trained by the optimizer")
+    return layers
+
+
+def _default_names(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> set[str]:
+    embedded = {
+        id(module.weight) for module in unwrapped(model).modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    return {name for name, each in trained.items() if each.dim() >= 2 and id(each) not in embedded}
+
+
+def _matching(
+    patterns: Sequence[str],
+    aliases: Mapping[str, str],
+    parameters: Mapping[str, nn.Parameter],
+    trained: Mapping[str, nn.Parameter],
+) -> set[str]:
+    names: set[str] = set()
+    for pattern in patterns:
+        found = {first for name, first in aliases.items() if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f'pattern "{pattern}" matches no layer; layers are {", ".join(list(parameters)[:8])}, ...')
+        free = {name for name in found if name in trained and parameters[name].dim() >= 1}
+        if not free:
+            raise ValueError(f'pattern "{pattern}" matches only layers that are frozen or in no optimizer given')
+        names |= free
+    return names

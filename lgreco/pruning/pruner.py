@@ -1,0 +1,270 @@
+"""Pruner: gradual pruning of a model while it trains, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lgreco.pruning import pruner_state
+from lgreco.pruning.agreement import check_equal
+from lgreco.pruning.allocation import Allocation, Global, Uniform, make_allocation
+from lgreco.pruning.criteria import Criterion, make_criterion
+from lgreco.pruning.layers import prunable
+from lgreco.pruning.masks import hold_
+from lgreco.pruning.moments import hold_moments, optimizers_of
+from lgreco.pruning.regrowth import DenseWindow, Regrowth
+from lgreco.pruning.report import Change, PruningReport, change_of, report_of
+from lgreco.pruning.schedule import Schedule, check_level
+from lgreco.pruning.structure import NofM, Structure, parse_structure
+from lgreco.pruning.update import choose_masks
+from lgreco.pruning.watching import Watch
+
+
+class Pruner:
+    """Prunes a model step by step, and keeps what is pruned at exactly zero.
+
+        pruner = Pruner(model, optimizer, CubicSchedule(0.0, 0.9, begin=100, end=900, every=50))
+        ...
+        optimizer.step()
+        pruner.step()
+
+    It may be made before or after the model is wrapped in DDP. Parameters keep their names, and a model's state_dict
+    stays as it is. Where torch.distributed runs, `step` must be called on every rank, and masks are compared.
+
+    Args:
+        model: with or without DDP around it.
+        optimizer: one, several, or None (then each call of `step` counts).
+        schedule: sparsity of the prunable weights together, by optimizer steps.
+        criterion: magnitude, movement, taylor, random, or a Criterion such as OBert.
+        structure: unstructured, rows, columns, a block as 1x4, a pattern as 2:4, or a Structure. Layers that a block
+            or pattern does not divide stay dense and are named in the report.
+        allocation: global, uniform, erk, solver, or an Allocation such as Evolution.
+        layers: patterns (fnmatch) of what to prune; None: every trained parameter of two or more dimensions, except
+            embeddings.
+        regrowth: brings pruned weights back by their gradients; None for none.
+        scaler: the GradScaler in use, which only regrowth needs to know. Skipped steps are known without it.
+        seed: of the random criterion.
+        process_group: of the ranks that hold the model; None for the default group.
+
+    Raises:
+        ValueError: for settings that do not fit together or the model; says what is allowed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None,
+        schedule: Schedule,
+        criterion: str | Criterion = "magnitude",
+        structure: str | Structure = "unstructured",
+        allocation: str | Allocation = "global",
+        *,
+        layers: Sequence[str] | None = None,
+        regrowth: Regrowth | None = None,
+        scaler: Any = None,
+        seed: int = 0,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self._model, self._group = model, process_group
+        self._optimizers = optimizers_of(optimizer)
+        self._criterion = make_criterion(criterion, seed)
+        self._structure = parse_structure(structure)
+        self._allocation = make_allocation(allocation)
+        held = [p for each in self._optimizers for group in each.param_groups for p in group["params"]]
+        found = prunable(model, held if self._optimizers else None, layers)
+        self._layers = {name: weight for name, weight in found.items() if self._structure.fits(tuple(weight.shape))}
+        self._unfit = [name for name in found if name not in self._layers]
+        self._check_settings(regrowth)
+        self._masks: dict[str, torch.Tensor] = {}
+        self._changes: list[Change] = []
+        self._steps, self._updated = 0, -1
+        self._state: Any = None
+        self._regrowth = regrowth
+        self._window = DenseWindow(self._layers, scaler.get_scale if scaler else lambda: 1.0, process_group)
+        self._watch = Watch(self._optimizers, self._layers, self._masks, self._criterion)
+        self._open_window()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far, without skipped ones."""
+        return self._steps
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Layer name -> bool of its shape, True where kept; empty before the first update."""
+        return dict(self._masks)
+
+    @property
+    def changes(self) -> list[Change]:
+        """Every change of the masks so far."""
+        return list(self._changes)
+
+    def step(self) -> bool:
+        """Counts an optimizer step and does what is due after it; call it after `optimizer.step()` on every rank.
+
+        A step that no optimizer took, which is what GradScaler does when it finds inf or NaN, does not count. Masks
+        that are overdue, as when a run begins past its schedule's end, are chosen at once.
+
+        Returns:
+            Whether the masks changed.
+
+        Raises:
+            ValueError: for weights or scores that are NaN, naming the layer.
+            RuntimeError: where masks differ between ranks, naming layers and ranks.
+        """
+        counts = self._watch.took_step() or not self._optimizers
+        if self._window.open:
+            self._window.take(counts)
+        if not counts:
+            return False
+        self._steps += 1
+        due = self.schedule.last_update(self._steps)
+        changes = due is not None and due > self._updated
+        if changes and due is not None:
+            self._updated = due
+            self._choose(self.schedule(due))
+        else:
+            self._hold_weights()
+        self._open_window()
+        return changes
+
+    def prune(self, sparsity: float) -> None:
+        """Prunes to a sparsity at once, whatever the schedule says; collective.
+
+        Raises:
+            ValueError: for a sparsity outside 0 to below 1, or NaN weights.
+            RuntimeError: where masks differ between ranks.
+        """
+        check_level("sparsity", sparsity)
+        if isinstance(self._structure, NofM) and self._structure.kept_of_m(sparsity) == self._structure.m:
+            raise ValueError(f"a sparsity of {sparsity:g} prunes nothing of the pattern's {self._structure.m} weights")
+        self._choose(sparsity)
+
+    def report(self) -> PruningReport:
+        """How sparse each layer is, and what regrowth has sent."""
+        return report_of(self._steps, self._layers, self._masks, self._unfit, self._window.sent_bytes)
+
+    def finalize(self) -> PruningReport:
+        """Ends pruning: what is pruned is zero, and nothing of the pruner is left on model and optimizers.
+
+        Training on after it would move the pruned weights.
+        """
+        self._hold_weights()
+        self._window.end()
+        self._watch.remove()
+        return self.report()
+
+    def attach(self, state: Any) -> None:
+        """Joins the pruner with `lgreco.attach(ddp)`: pruned weights send nothing from the next change on.
+
+        Raises:
+            ValueError: for what cannot take masks.
+        """
+        if not callable(getattr(state, "set_masks", None)):
+            raise ValueError(
+                f"attach takes a state of lgreco that exchanges masked layers (it has set_masks), got "
+                f"{type(state).__name__}, which has none"
+            )
+        self._state = state
+        self._tell()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks (1 bit a weight), steps and what criterion and regrowth have gathered; the same on every rank.
+
+        Loads with torch.load(weights_only=True), at any world size.
+        """
+        return pruner_state.pack(
+            self._steps,
+            self._updated,
+            self._masks,
+            self._changes,
+            self._criterion.state(),
+            self._window.sums,
+            self._window.sent_bytes,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken; load model and optimizer before it.
+
+        Names may begin with DDP's `module.` or not. Without a state, a dense checkpoint simply goes on as a pruned run.
+
+        Raises:
+            ValueError: for another model's state, or one that is none of a pruner; nothing is changed then.
+        """
+        loaded = pruner_state.unpack(state, self._model, self._layers)
+        self._steps, self._updated = loaded.steps, loaded.updated
+        self._changes = loaded.changes
+        self._criterion.load(loaded.criterion)
+        self._window.end()
+        self._window.sums.update(loaded.sums)
+        self._window.sent_bytes = loaded.sent_bytes
+        self._masks.clear()
+        self._put(loaded.masks)
+        self._open_window(keep=True)
+
+    def _choose(self, level: float) -> None:
+        """Chooses the masks of a level, compares them with all ranks and applies them."""
+        self._criterion.prepare(self._layers, self._masks, self._steps)
+        with torch.no_grad():
+            masks = choose_masks(
+                self._layers,
+                level,
+                self._criterion,
+                self._structure,
+                self._allocation,
+                self._masks,
+                self._window.sums,
+                self._regrowth.fraction if self._regrowth else 0.0,
+            )
+            check_equal(masks, self._steps, self._group)
+            self._put(masks)
+            self._criterion.settle(self._layers, self._masks)
+            self._hold_weights()
+        self._changes.append(change_of(self._steps, self._masks))
+        self._window.end()
+
+    def _put(self, masks: Mapping[str, torch.Tensor]) -> None:
+        for name, mask in masks.items():
+            self._masks[name] = mask.to(self._layers[name].device)
+            hold_moments(self._optimizers, self._layers[name], self._masks[name])
+        self._hold_weights()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._state is not None and self._masks:
+            self._state.set_masks(dict(self._masks))
+
+    def _hold_weights(self) -> None:
+        for name, mask in self._masks.items():
+            hold_(self._layers[name], mask)
+
+    def _open_window(self, keep: bool = False) -> None:
+        """Looks at dense gradients where an update is near enough; `keep` what was summed before."""
+        following = self.schedule.next_update(self._steps)
+        if self._regrowth is None or self._window.open or following is None:
+            return
+        if following - self._steps <= self._regrowth.window:
+            if not keep:
+                self._window.sums.clear()
+            self._window.begin()
+
+    def _check_settings(self, regrowth: Regrowth | None) -> None:
+        structure, final = self._structure, self.schedule.final
+        if not self._layers:
+            raise ValueError(f"no layer can be cut into {structure}: {', '.join(self._unfit)} do not fit")
+        if not isinstance(structure, NofM):
+            return
+        if abs(structure.final - final) > 1e-9:
+            raise ValueError(
+                f"{structure.n}:{structure.m} has a sparsity of {structure.final:g}, so the schedule must end at it, "
+                f"not at {final:g}"
+            )
+        if not isinstance(self._allocation, Global | Uniform):
+            raise ValueError("an N:M pattern gives every layer its level: allocation must be global or uniform")
+        if regrowth is not None:
+            raise ValueError("regrowth is not offered for N:M patterns; choose unstructured, blocks, rows or columns")

@@ -1,0 +1,129 @@
+"""Regrowth: some pruned weights come back where the mean gradient is largest (RigL, arXiv 1911.11134).
+
+In the `window` steps before an update the dense gradients of the prunable layers are averaged over ranks, by an
+all-reduce of their own, for the exchange of pruned layers no longer carries them. Its bytes are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lgreco.demo.history import ring_allreduce_bytes
+from lgreco.pruning.agreement import device_of, distributed
+from lgreco.pruning.selection import keep_largest
+
+
+@dataclass(frozen=True)
+class Regrowth:
+    """How much comes back at an update.
+
+    Attributes:
+        fraction: of a layer's kept weights that are replaced, from 0 to below 1.
+        window: steps before an update whose gradients are looked at, from 1.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+
+    fraction: float = 0.1
+    window: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction < 1.0:
+            raise ValueError(f"fraction must be from 0 to below 1, got {self.fraction!r}")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window must be a whole number of steps from 1, got {self.window!r}")
+
+
+class DenseWindow:
+    """The mean dense gradient of the layers over the steps of a window; equal on all ranks.
+
+    Args:
+        layers: by name.
+        scale: GradScaler's scale of the gradients that backward gives, 1 without one.
+        group: of the ranks.
+    """
+
+    def __init__(
+        self, layers: Mapping[str, nn.Parameter], scale: Callable[[], float], group: dist.ProcessGroup | None
+    ) -> None:
+        self._layers, self._scale, self._group = layers, scale, group
+        self._hooks: list[Any] = []
+        self._step: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor] = {}
+        self.sent_bytes = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether gradients are being looked at."""
+        return bool(self._hooks)
+
+    def begin(self) -> None:
+        """Looks at gradients from the next backward on."""
+        for name, weight in self._layers.items():
+            self._step[name] = torch.zeros_like(weight, dtype=torch.float32)
+            self.sums.setdefault(name, torch.zeros_like(weight, dtype=torch.float32))
+            self._hooks.append(weight.register_hook(_adder(self._step[name])))
+
+    def take(self, counts: bool) -> None:
+        """Ends a step: its gradients are averaged and added, or dropped where the optimizer skipped; collective."""
+        if counts:
+            flat = torch.cat([self._step[name].reshape(-1) for name in self._layers]) / self._scale()
+            if distributed(self._group):
+                there = flat.to(device_of(self._group))
+                dist.all_reduce(there, group=self._group)
+                world_size = dist.get_world_size(self._group)
+                flat = there.to(flat.device) / world_size
+                self.sent_bytes += ring_allreduce_bytes(flat.numel(), world_size)
+            parts = flat.split([weight.numel() for weight in self._layers.values()])
+            for name, part in zip(self._layers, parts, strict=True):
+                self.sums[name] += part.view(self.sums[name].shape)
+        for gradient in self._step.values():
+            gradient.zero_()
+
+    def end(self) -> None:
+        """Stops looking and forgets; what was sent stays counted."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._step.clear()
+        self.sums.clear()
+
+
+def _adder(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    def add(gradient: torch.Tensor) -> None:
+        total.add_(gradient)
+
+    return add
+
+
+def regrow(
+    mask: torch.Tensor, scores: torch.Tensor, order: str, gradient: torch.Tensor, fraction: float
+) -> torch.Tensor:
+    """Replaces the least kept weights by those pruned ones whose gradient is largest.
+
+    Args:
+        mask: bool, what the criterion keeps.
+        scores: of its shape.
+        order: magnitude or value.
+        gradient: mean dense gradient, of its shape.
+        fraction: of the kept weights that are replaced, as far as there are pruned ones.
+
+    Returns:
+        A mask with as many kept weights.
+    """
+    kept = int(mask.count_nonzero())
+    moved = min(int(fraction * kept), mask.numel() - kept)
+    if moved == 0:
+        return mask
+    ranked = scores.float().abs() if order == "magnitude" else scores.float()
+    (stay,) = keep_largest([ranked.masked_fill(~mask, -torch.inf)], kept - moved, "value")
+    steep = gradient.abs().masked_fill(mask, -torch.inf)
+    (grown,) = keep_largest([steep], moved, "value")
+    return stay | grown

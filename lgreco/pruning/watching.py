@@ -1,0 +1,78 @@
+"""What a pruner sees of training by itself: whether optimizers took a step, and the gradients they used.
+
+Gradients of pruned weights are zeroed as soon as backward has them, so that they are not sent, not counted when the
+norm is clipped, and enter no moment; and again before the optimizer uses them, for a codec may deliver something there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lgreco.pruning.criteria import Criterion
+from lgreco.pruning.masks import hold_
+
+
+class Watch:
+    """Hooks on parameters and optimizers, until `remove`.
+
+    Args:
+        optimizers: of the model.
+        layers: that are pruned, by name.
+        masks: in force; looked at each time.
+        criterion: is shown the gradients if it wants them.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        layers: Mapping[str, nn.Parameter],
+        masks: Mapping[str, torch.Tensor],
+        criterion: Criterion,
+    ) -> None:
+        self._layers, self._masks, self._criterion = layers, masks, criterion
+        self._stepped = False
+        self._hooks: list[Any] = [each.register_step_pre_hook(self._before_step) for each in optimizers]
+        for name, weight in layers.items():
+            if weight.requires_grad:
+                self._hooks.append(weight.register_post_accumulate_grad_hook(_holder(name, masks)))
+
+    def took_step(self) -> bool:
+        """Whether any optimizer took a step since the last call."""
+        stepped, self._stepped = self._stepped, False
+        return stepped
+
+    def remove(self) -> None:
+        """Leaves model and optimizers as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """GradScaler does not call the optimizer in a step it skips; fused ones are called, and told by found_inf."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        self._stepped = True
+        scale = getattr(optimizer, "grad_scale", None)
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, weight in self._layers.items():
+            if id(weight) not in held or weight.grad is None:
+                continue
+            mask = self._masks.get(name)
+            if mask is not None:
+                hold_(weight.grad, mask)
+            if self._criterion.watches:
+                self._criterion.observe(name, weight, weight.grad if scale is None else weight.grad / scale)
+
+
+def _holder(name: str, masks: Mapping[str, torch.Tensor]) -> Any:
+    def hold_gradient(parameter: torch.Tensor) -> None:
+        mask = masks.get(name)
+        if mask is not None and parameter.grad is not None:
+            hold_(parameter.grad, mask)
+
+    return hold_gradient

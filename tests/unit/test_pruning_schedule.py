@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_levels_are_between_the_ends_and_monotone(
 
 
 def _nearly_sorted(levels: list[float]) -> bool:
-    steps = [b - a for a, b in zip(levels, levels[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(levels)]
     return all(step > -1e-12 for step in steps) or all(step < 1e-12 for step in steps)
 
 

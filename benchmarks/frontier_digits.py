@@ -91,18 +91,25 @@ class Wide(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """1.2 M parameters; group norm, because it needs no agreement between ranks. torch's seed decides the weights."""
+    """1.2 M parameters; group norm, because it needs no agreement between ranks. torch's seed decides the weights.
 
-    def __init__(self) -> None:
+    `width` scales all channels, which stay multiples of the norm's groups.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 32, 3, padding=1)
-        self.side8 = Residual(32, 64, 1)
-        self.side4 = Residual(64, 128, 2)
-        self.wide = Wide(128, 512)
-        self.side2 = Residual(128, 192, 2)
-        self.norm = nn.GroupNorm(_GROUPS, 192)
-        self.hidden = nn.Linear(192 * (_SIDE // 4) ** 2, 256)
-        self.head = nn.Linear(256, CLASSES)
+
+        def channels(count: int) -> int:
+            return max(_GROUPS, round(count * width / _GROUPS) * _GROUPS)
+
+        self.stem = nn.Conv2d(1, channels(32), 3, padding=1)
+        self.side8 = Residual(channels(32), channels(64), 1)
+        self.side4 = Residual(channels(64), channels(128), 2)
+        self.wide = Wide(channels(128), channels(512))
+        self.side2 = Residual(channels(128), channels(192), 2)
+        self.norm = nn.GroupNorm(_GROUPS, channels(192))
+        self.hidden = nn.Linear(channels(192) * (_SIDE // 4) ** 2, channels(256))
+        self.head = nn.Linear(channels(256), CLASSES)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits [n, 10] of images [n, 1, 8, 8]; with labels [n], the mean cross-entropy in nats, a scalar."""

@@ -76,7 +76,7 @@ class Update:
             _C.hold_mask(mask, weight)
 
     def kthvalue(self) -> None:
-        """torch's own, of a tenth."""
+        """Of a tenth, by torch's own."""
         flat = torch.cat(self.weights)[: self.numel // 10].abs_()
         torch.kthvalue(flat, max(1, int(self._sparsity * flat.numel())))
 

@@ -5,8 +5,8 @@
 
 The table of Zhu & Gupta (arXiv 1710.01878) in small: each net is trained dense, gradually pruned by magnitude to each
 sparsity, and as a narrower dense net that has as many weights as the pruned one keeps; then magnitude, movement and
-oBERT at high sparsity. One process, one thread; a row for each run. Sparsity is of the prunable layers; the weights that
-are left count biases, norms and embeddings too.
+oBERT at high sparsity. One process, one thread; a row for each run. Sparsity is of the prunable layers; the weights
+that are left count biases, norms and embeddings too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from lgreco.pruning import Criterion, CubicSchedule, OBert, Pruner
 
 _COLUMNS = ("kind", "criterion", "sparsity", "seed", "left", "val_loss", "val_accuracy")
 _SMALL_STEPS = 256  # widths that are tried to meet a number of weights
-_DIGITS_BATCH = 64
 # Of the data of oBERT's samples; no rank of a training comes near it.
 _SAMPLE_RANK = 1 << 20
 
@@ -92,8 +91,8 @@ def evaluate(task: Task, module: nn.Module) -> tuple[float, float]:
 def run(arguments: argparse.Namespace, kind: str, criterion: str | None, sparsity: float, seed: int) -> dict[str, Any]:
     """One row."""
     settings = settings_of(arguments.model, arguments.optimizer, arguments.steps)
-    if arguments.model == "digits":
-        settings = settings.model_copy(update={"batch": _DIGITS_BATCH})
+    if arguments.batch is not None:
+        settings = settings.model_copy(update={"batch": arguments.batch})
     task, make = TASKS[arguments.model](settings), _MODELS[arguments.model]
     begin, end = settings.steps // 10, settings.steps * 3 // 4
     schedule = CubicSchedule(0.0, sparsity, begin, end, max(1, (end - begin) // arguments.updates))
@@ -144,6 +143,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=list(_MODELS), default="digits")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     parser.add_argument("--steps", type=int, help="the model's own number where not given")
+    parser.add_argument("--batch", type=int, help="likewise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--levels", type=float, nargs="*", default=[0.5, 0.75, 0.875, 0.95])
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "movement", "obert"])
@@ -159,8 +159,8 @@ def main(words: Sequence[str] | None = None) -> int:
         jobs += [("sparse", "magnitude", level), ("small", None, level)]
     jobs += [("sparse", name, level) for level in arguments.criteria_levels for name in arguments.criteria]
     rows = []
-    for kind, criterion, level in dict.fromkeys(jobs):
-        for seed in arguments.seeds:
+    for seed in arguments.seeds:
+        for kind, criterion, level in dict.fromkeys(jobs):
             rows.append(run(arguments, kind, criterion, level, seed))
             print(" ".join(str(rows[-1][column]) for column in _COLUMNS), file=sys.stderr, flush=True)
             if arguments.json:

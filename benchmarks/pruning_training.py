@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace, kind: str, criterion: str | None, sparsit
                 found: torch.Tensor = module(inputs[: arguments.sample], targets[: arguments.sample])
                 return found
 
-            chosen = OBert(loss, arguments.samples)
+            chosen = OBert(loss, arguments.samples, arguments.block, arguments.damping)
         return Pruner(module, optimizer, schedule, criterion=chosen)
 
     pruner = train(task, module, settings, arguments.optimizer, seed, make_pruner)
@@ -148,9 +148,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--levels", type=float, nargs="*", default=[0.5, 0.75, 0.875, 0.95])
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "movement", "obert"])
     parser.add_argument("--criteria-levels", type=float, nargs="*", default=[0.9, 0.97])
-    parser.add_argument("--updates", type=int, default=5, help="of the masks, over the ramp")
-    parser.add_argument("--samples", type=int, default=16, help="gradients that oBERT takes at an update")
-    parser.add_argument("--sample", type=int, default=16, help="images or windows that one of them averages")
+    parser.add_argument("--updates", type=int, default=13, help="of the masks, over the ramp")
+    parser.add_argument("--samples", type=int, default=64, help="gradients that oBERT takes at an update")
+    parser.add_argument("--block", type=int, default=16, help="of oBERT's matrix")
+    parser.add_argument("--damping", type=float, default=1e-4, help="likewise")
+    parser.add_argument("--sample", type=int, default=4, help="images or windows that one of them averages")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)

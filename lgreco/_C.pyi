@@ -109,7 +109,6 @@ def simulate_choice(
 
 # The kernels, bound for tests and benchmarks alone.
 def __getattr__(name: str) -> Any: ...
-
 def find_threshold(arrays: Sequence[torch.Tensor], kept: int, order: str) -> tuple[int, int, int, bool]: ...
 def mark_kept(
     scores: torch.Tensor, order: str, key: int, ties: int, kept: torch.Tensor, weights: torch.Tensor | None

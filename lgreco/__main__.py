@@ -1,4 +1,4 @@
-"""The command line: `python -m lgreco info`, `plan` and `report`."""
+"""The command line: `python -m lgreco info`, `plan`, `prune` and `report`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.console import Console
 
 from lgreco import info
 from lgreco.plan_commands import plan_group
+from lgreco.pruning.command import prune_group
 from lgreco.report_command import report_command
 
 
@@ -27,6 +28,7 @@ def info_command(as_json: bool) -> None:
 
 
 main.add_command(plan_group)
+main.add_command(prune_group)
 main.add_command(report_command)
 
 if __name__ == "__main__":

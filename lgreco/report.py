@@ -12,8 +12,10 @@ from pathlib import Path
 from lgreco.family import family
 from lgreco.plan_figure import colours_of
 from lgreco.plan_source import of_solve
+from lgreco.pruning.changes_file import CHANGES_NAME, read_changes
+from lgreco.pruning.report import Change
 from lgreco.quantities import bytes_text, count_text
-from lgreco.record import Record, find, read
+from lgreco.record import RECORD_NAME, Record, find, read
 from lgreco.record_kinds import Solve
 from lgreco.report_figures import (
     accuracies,
@@ -21,6 +23,7 @@ from lgreco.report_figures import (
     errors_svg,
     plan_svg,
     realised_totals,
+    sparsity_svg,
     steps_svg,
 )
 from lgreco.report_style import STYLE_SHEET
@@ -41,17 +44,26 @@ def write_report(run: str | Path) -> Path:
         ValueError: for what is no record.
         FileNotFoundError: where there is none.
     """
-    source = find(run)
+    only_pruned = Path(run) / CHANGES_NAME
+    source = only_pruned if only_pruned.is_file() and not (Path(run) / RECORD_NAME).is_file() else find(run)
+    changes, title = read_changes(source.parent), source.resolve().parent.name or str(source)
+    text = pruning_page(changes, title) if source == only_pruned else report_page(read(source), title, changes)
     page = source.with_name(REPORT_NAME)
     fresh = page.with_name(page.name + ".partial")
-    fresh.write_text(report_page(read(source), source.resolve().parent.name or str(source)), encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8")
     fresh.replace(page)
     return page
 
 
-def report_page(record: Record, title: str) -> str:
-    """The page of a record, as text of one HTML document."""
+def pruning_page(changes: Sequence[Change], title: str) -> str:
+    """The page of a run that was pruned and has no record beside."""
+    return _document(title, "", _sparsity_sections(changes))
+
+
+def report_page(record: Record, title: str, changes: Sequence[Change] = ()) -> str:
+    """The page of a record, and of the changes of its masks where it was pruned, as text of one HTML document."""
     sections = [
+        *_sparsity_sections(changes),
         ("Plan", "Which choice each layer had. Light sends little, dark sends much.", plan_svg(record)),
         ("Bytes", "What a rank sent, on a logarithmic scale where dense is far off.", bytes_svg(record)),
         ("Error", _error_text(record), errors_svg(record)),
@@ -61,13 +73,28 @@ def report_page(record: Record, title: str) -> str:
         ("Notes", "", _notes(record)),
         ("Settings", "", _settings(record)),
     ]
+    return _document(title, _tiles(record), sections)
+
+
+def _document(title: str, tiles: str, sections: Sequence[tuple[str, str, str]]) -> str:
     name = html.escape(title)
     body = "".join(_section(heading, text, content) for heading, text, content in sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{name} - lgreco</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE_SHEET}</style></head>'
-        f"<body><main><header><p>lgreco report</p><h1>{name}</h1>{_tiles(record)}</header>{body}</main></body></html>\n"
+        f"<body><main><header><p>lgreco report</p><h1>{name}</h1>{tiles}</header>{body}</main></body></html>\n"
     )
+
+
+def _sparsity_sections(changes: Sequence[Change]) -> list[tuple[str, str, str]]:
+    """Sparsity against step, and each layer's at the end; nothing where nothing was pruned."""
+    if not changes:
+        return []
+    last = changes[-1]
+    rows = [(html.escape(name), _bar(level, 1.0, f"{level:.1%}")) for name, level in last.layers.items()]
+    text = f"Share of pruned weights after each change of the masks; {last.sparsity:.2%} after step {last.step:,}."
+    table = _table(("layer", "pruned"), rows, words=1, long=0)
+    return [("Sparsity", text, f"{sparsity_svg(changes)}<details><summary>by layer</summary>{table}</details>")]
 
 
 def _section(heading: str, text: str, content: str) -> str:

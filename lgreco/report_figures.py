@@ -18,6 +18,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from lgreco.family import in_order
 from lgreco.figure_style import COLOURS, FAINT, INK, REFERENCE_COLOUR, STYLE
 from lgreco.plan_figure import FAMILY_COLOURS, draw_plan, rows_of
+from lgreco.pruning.figure import draw_sparsity
+from lgreco.pruning.report import Change
 from lgreco.quantities import bytes_text
 from lgreco.record import Record
 from lgreco.record_kinds import Realised, Solve, total_error
@@ -58,6 +60,15 @@ def errors_svg(record: Record) -> str:
 def steps_svg(record: Record) -> str:
     """Loss and the time of a step, as far as they are recorded."""
     return _pair(record, _draw_loss, _draw_times)
+
+
+def sparsity_svg(changes: Sequence[Change]) -> str:
+    """Sparsity against step, per layer."""
+
+    def draw(figure: Figure) -> None:
+        draw_sparsity(figure.add_subplot(), changes, changes[-1].step + 1)
+
+    return _svg(_PAIR_HEIGHT + 0.6, draw)
 
 
 def realised_totals(record: Record) -> list[tuple[int, float, float]]:

@@ -32,11 +32,15 @@ def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
         colours[reference] = REFERENCE_COLOUR
     with matplotlib.rc_context(STYLE):
         planned = next((result for result in results if result.record is not None), None)
-        figure, panels = _panels(with_plan=planned is not None)
+        pruned = [result for result in results if result.history.sparsity]
+        figure, panels = _panels(with_plan=planned is not None, with_sparsity=bool(pruned))
         figure.suptitle(_headline(results, others, reference), fontsize=13, fontweight="bold", x=0.01, ha="left")
         _draw_losses(panels["a"], results, colours, reference)
         _draw_bytes(panels["b"], results, names, colours)
         _draw_traffic(panels["c"], results, colours)
+        if pruned:
+            _draw_sparsity(panels["s"], pruned, colours)
+            _draw_step_bytes(panels["t"], results, colours)
         if planned is not None and planned.record is not None:
             draw_plan(panels["p"], read(planned.record))
             panels["p"].set(title=f"Plan of {planned.row.method}, seed {planned.row.seed}", xlabel="step")
@@ -45,13 +49,15 @@ def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
     fresh.replace(path)
 
 
-def _panels(with_plan: bool) -> tuple[Figure, dict[str, Axes]]:
-    """An empty figure: losses beside bytes, and below them the plan where there is one to show."""
-    if not with_plan:
-        figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
-        return figure, figure.subplot_mosaic("ab;ac", width_ratios=(1.75, 1.0))
-    figure = Figure(figsize=(12.0, 11.0), dpi=150, layout="constrained")
-    return figure, figure.subplot_mosaic("ab;ac;pp", width_ratios=(1.75, 1.0), height_ratios=(1.0, 1.0, 1.4))
+def _panels(with_plan: bool, with_sparsity: bool) -> tuple[Figure, dict[str, Axes]]:
+    """An empty figure: losses beside bytes, and below them sparsity by step and the plan where there are some."""
+    rows, heights = ["ab", "ac"], [1.0, 1.0]
+    if with_sparsity:
+        rows, heights = [*rows, "st"], [*heights, 1.1]
+    if with_plan:
+        rows, heights = [*rows, "pp"], [*heights, 1.4]
+    figure = Figure(figsize=(12.0, 3.2 * sum(heights)), dpi=150, layout="constrained")
+    return figure, figure.subplot_mosaic(";".join(rows), width_ratios=(1.75, 1.0), height_ratios=heights)
 
 
 def _draw_losses(axes: Axes, results: Sequence[Result], colours: dict[str, str], reference: str | None) -> None:
@@ -103,6 +109,26 @@ def _draw_traffic(axes: Axes, results: Sequence[Result], colours: dict[str, str]
         axes.plot(sent_gb[np.asarray(at) - 1], validation, "o-", color=colour, markersize=4, linewidth=1.5)
     axes.set(title="Validation loss for the traffic", xlabel="GB sent by each rank", ylabel="nats per byte")
     axes.set_xlim(left=0)
+
+
+def _draw_sparsity(axes: Axes, results: Sequence[Result], colours: dict[str, str]) -> None:
+    """Share of pruned weights after each step."""
+    for result in results:
+        sparsity = result.history.sparsity
+        axes.step(range(1, len(sparsity) + 1), sparsity, where="post", color=colours[result.row.method], linewidth=1.6)
+    axes.set(title="Sparsity of the pruned layers", xlabel="step", ylim=(0.0, 1.0))
+    axes.set_xlim(left=0)
+
+
+def _draw_step_bytes(axes: Axes, results: Sequence[Result], colours: dict[str, str]) -> None:
+    """Bytes that one rank sends in each step."""
+    for result in results:
+        sent_mb = np.asarray(result.history.wire_bytes) / 1e6
+        axes.plot(np.arange(1, len(sent_mb) + 1), sent_mb, color=colours[result.row.method], linewidth=1.2)
+    axes.set(title="Sent by each rank in a step", xlabel="step", ylabel="MB")
+    axes.set_xlim(left=0)
+    if all(min(result.history.wire_bytes) > 0 for result in results):
+        axes.set_yscale("log")
 
 
 def _headline(results: Sequence[Result], others: Sequence[str], reference: str | None) -> str:

@@ -20,6 +20,7 @@ class History:
         step_ms: wall time of the step on rank 0, evaluation and checkpoints left out.
         wire_bytes: sent by rank 0 in that step.
         validation: (steps done, loss in nats per byte), mean over all validation windows.
+        sparsity: of the pruned layers together after that step; empty where the run is not pruned.
         replicas_equal: whether all ranks held the same parameters each time they were compared.
     """
 
@@ -28,6 +29,7 @@ class History:
     step_ms: list[float] = field(default_factory=list)
     wire_bytes: list[int] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    sparsity: list[float] = field(default_factory=list)
     replicas_equal: bool = True
 
     def as_dict(self) -> dict[str, Any]:
@@ -46,6 +48,8 @@ class History:
         columns = zip(self.loss, self.lr, self.step_ms, self.wire_bytes, strict=True)
         for step, (loss, lr, step_ms, wire_bytes) in enumerate(columns, start=1):
             line = {"step": step, "loss": loss, "lr": lr, "step_ms": round(step_ms, 3), "wire_bytes": wire_bytes}
+            if self.sparsity:
+                line["sparsity"] = round(self.sparsity[step - 1], 6)
             if step in validation:
                 line["val_loss"] = validation[step]
             lines.append(json.dumps(line) + "\n")

@@ -15,6 +15,7 @@ from lgreco.demo.ranks import Ranks
 from lgreco.demo.results import Result, write_summary
 from lgreco.demo.settings import JobSettings
 from lgreco.demo.text import Corpus
+from lgreco.pruning.changes_file import CHANGES_NAME, write_changes
 from lgreco.quantities import bytes_text
 from lgreco.record import RECORD_NAME
 
@@ -62,6 +63,8 @@ def run_job(settings: JobSettings, ranks: Ranks, display: Display, resume: bool)
         )
         for recorded in (result.record for result in results if result.record is not None):
             display.console.print(f"How its plan changed: python -m lgreco report {recorded.parent}", soft_wrap=True)
+        for changes in sorted(settings.out.glob(f"*/{CHANGES_NAME}")):
+            display.console.print(f"How sparse it is: python -m lgreco report {changes.parent}", soft_wrap=True)
     ranks.barrier()
     return results
 
@@ -75,7 +78,7 @@ def _trainings(settings: JobSettings) -> Iterator[tuple[str, int]]:
 def _refuse_early(settings: JobSettings, corpus: Corpus, ranks: Ranks) -> None:
     """Attaches each compressed run once, so that a config that does not fit the model is refused before training."""
     for name in settings.runs:
-        if settings.compressed(name):
+        if settings.compressed(name) or settings.pruning_of(name) is not None:
             Training(settings, name, settings.seeds[0], corpus, ranks).close()
 
 
@@ -125,6 +128,8 @@ def _advance(
         training.evaluate()
     if due(train.checkpoint_every):
         training.save(folder)
+    if ranks.leads and training.pruner is not None and due(train.eval_every):
+        write_changes(folder, training.pruner.changes)
     if ranks.leads and (due(train.eval_every) or due(train.checkpoint_every)):
         checkpoint.replace_text(folder / "metrics.jsonl", training.history.json_lines())
     display.step(title, training.step, train.steps, training.history, due(train.eval_every))

@@ -35,6 +35,7 @@ class Training:
         state: lgreco's, None in a plain run.
         history: what has been recorded.
         step: optimizer steps done.
+        pruner: None where the run is not pruned.
         dense_bytes: what a ring allreduce of the gradients sends per rank and step.
     """
 
@@ -69,6 +70,11 @@ class Training:
         if settings.compressed(name):
             self.state = lgreco.attach(self.ddp, settings.runs[name].recording_to(record))
         self._optimizer = _adamw(module, settings.train)
+        self._start_from(settings.start)
+        pruning = settings.pruning_of(name)
+        self.pruner = None if pruning is None else pruning.make(self.ddp, self._optimizer)
+        if self.pruner is not None and self.state is not None:
+            self.pruner.attach(self.state)
         self.history = History()
         self.step = 0
         self.dense_bytes = ring_allreduce_bytes(sum(p.numel() for p in module.parameters()), ranks.world_size)
@@ -95,13 +101,19 @@ class Training:
         if train.clip:
             nn.utils.clip_grad_norm_(self.ddp.parameters(), train.clip)
         self._optimizer.step()
+        sent_bytes = self._sent_bytes()
+        if self.pruner is not None:
+            before = self.pruner.regrowth_bytes
+            self.pruner.step()
+            sent_bytes += self.pruner.regrowth_bytes - before
+            self.history.sparsity.append(self.pruner.sparsity)
         if self._ranks.device.type == "cuda":
             torch.cuda.synchronize()
         self.step += 1
         self._unsettled.append(loss)
         self.history.lr.append(lr)
         self.history.step_ms.append((time.perf_counter() - begun) * 1e3)
-        self.history.wire_bytes.append(self._sent_bytes())
+        self.history.wire_bytes.append(sent_bytes)
         if self.state is not None:
             self.state.note_step(float(loss), self.history.step_ms[-1])
 
@@ -153,6 +165,7 @@ class Training:
             "model": self.ddp.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "history": self.history.as_dict(),
+            "pruner": None if self.pruner is None else self.pruner.state_dict(),
         }
         on_gpu = self._ranks.device.type == "cuda"
         own = {
@@ -190,12 +203,24 @@ class Training:
         if self.state is not None:
             states = [own["compression"] for own in owns]
             self.state.load_state_dict(states[self._ranks.rank] if exact else pack_gathered(states))
+        if self.pruner is not None:
+            self.pruner.load_state_dict(shared["pruner"])
         return exact
 
     def close(self) -> None:
         """Ends lgreco's threads and releases its memory; collective."""
         if self.state is not None:
             self.state.close()
+
+    def _start_from(self, path: Path | None) -> None:
+        """Weights of an earlier run's checkpoint; optimizer and history begin anew."""
+        if path is None:
+            return
+        saved = checkpoint.latest(path) or path
+        try:
+            self.ddp.module.load_state_dict(checkpoint.load(saved)[0]["model"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"start must be a checkpoint of this model, {saved} is not: {error}") from None
 
     def _sent_bytes(self) -> int:
         return self.dense_bytes if self.state is None else int(self.state.stats()["wire_bytes"])
@@ -225,11 +250,13 @@ class Training:
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the job that resumes it, by the settings' keys."""
         settings = self._settings
+        pruning = settings.pruning_of(self.name)
         train = settings.train.model_dump(mode="json", exclude=_FREE_TO_CHANGE)
         return {
             **{f"model.{key}": value for key, value in settings.model.model_dump().items()},
             **{f"train.{key}": value for key, value in train.items()},
             **{f"runs.{self.name}.{key}": value for key, value in settings.runs[self.name].to_dict().items()},
+            **({} if pruning is None else {"pruning": pruning.model_dump(mode="json")}),
             "seed": self.seed,
             "text of SHA-256": self._corpus.digest,
         }

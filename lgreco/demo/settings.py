@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lgreco.config import Config
+from lgreco.pruning.config import PruningSettings
 from lgreco.spelling import did_you_mean
 from lgreco.yaml_mapping import read_yaml_mapping
 
@@ -67,11 +68,19 @@ class TrainSettings(_Section):
     checkpoint_every: CountOrNever = 100
 
 
+class PrunedRuns(PruningSettings):
+    """A pruner's settings and the runs that prune; None: all that have lgreco attached."""
+
+    runs: list[str] | None = None
+
+
 class JobSettings(_Section):
     """A whole job: every run of `runs` is trained once for each seed of `seeds`.
 
     A run's body is an lgreco config; `enabled: false` makes it plain DistributedDataParallel, the reference that the
     others are compared with. `reference_seeds` are further seeds for that reference alone: they show its own spread.
+    `pruning` prunes some runs while they train; `start` is a checkpoint of an earlier run, dense or pruned, whose
+    weights all runs begin with.
     """
 
     model: ModelSettings = ModelSettings()
@@ -80,6 +89,8 @@ class JobSettings(_Section):
     seeds: list[CountOrNever] = Field(default=[0], min_length=1)
     reference_seeds: list[CountOrNever] = []
     runs: dict[str, Config] = Field(min_length=1)
+    pruning: PrunedRuns | None = None
+    start: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path = Path("runs/train")
 
@@ -95,6 +106,13 @@ class JobSettings(_Section):
             raise ValueError(f"each seed must stand once, got {seeds}")
         return seeds
 
+    @model_validator(mode="after")
+    def _pruned_runs_are_there(self) -> JobSettings:
+        for name in (self.pruning.runs or []) if self.pruning is not None else []:
+            if name not in self.runs:
+                raise ValueError(f"pruning.runs must name some of {', '.join(self.runs)}, got {name}")
+        return self
+
     @property
     def reference(self) -> str | None:
         """Name of the first plain run, which the others are compared with."""
@@ -103,6 +121,13 @@ class JobSettings(_Section):
     def compressed(self, run: str) -> bool:
         """Whether lgreco is attached in this run."""
         return self.runs[run].enabled
+
+    def pruning_of(self, run: str) -> PrunedRuns | None:
+        """How this run is pruned, if it is."""
+        if self.pruning is None:
+            return None
+        named = self.compressed(run) if self.pruning.runs is None else run in self.pruning.runs
+        return self.pruning if named else None
 
 
 def load_settings(path: Path, assignments: Iterable[str] = ()) -> JobSettings:
@@ -174,4 +199,5 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
     section: Any = JobSettings
     for part in where:
         section = section.model_fields[part].annotation
+        section = next((each for each in get_args(section) if each is not type(None)), section)
     return list(section.model_fields)

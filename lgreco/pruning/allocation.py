@@ -118,7 +118,8 @@ def relative_errors(layers: Sequence[Candidate], levels: Sequence[float]) -> Err
     """
     table = np.zeros((len(layers), len(levels)))
     for place, layer in enumerate(layers):
-        energy = np.sort(_ranked(layer).astype(np.float64) ** 2)
+        # A negative score says that the weight had better go, -inf that it is gone.
+        energy = np.sort(np.maximum(_ranked(layer), 0.0).astype(np.float64)) ** 2
         total = energy.sum()
         sums = np.concatenate(([0.0], np.cumsum(energy)))
         pruned = [layer.groups - kept_at(layer, level) for level in levels]

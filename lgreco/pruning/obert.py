@@ -25,9 +25,11 @@ class OBert(Criterion):
     Args:
         losses: losses(i) is the loss of this rank's sample (or small batch) number i, a scalar that leads back to the
             weights. It calls the model itself, not the DDP module around it.
-        count: samples of each rank; the matrix averages those of all ranks.
+        count: samples of each rank; the matrix averages those of all ranks. Take more of them, over all ranks, than a
+            block has weights: of directions that no sample speaks of, the matrix says that they cost nothing, and the
+            kept weights move far in them.
         block: weights of a block.
-        damping: added to the matrix's diagonal, above 0.
+        damping: added to the matrix's diagonal, above 0; the paper's by default. More of it keeps moves short.
         process_group: of the ranks; None for the default group.
 
     Raises:

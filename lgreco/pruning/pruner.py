@@ -100,6 +100,16 @@ class Pruner:
         return dict(self._masks)
 
     @property
+    def sparsity(self) -> float:
+        """Of the pruned layers together, as of the last change of the masks."""
+        return self._changes[-1].sparsity if self._changes else 0.0
+
+    @property
+    def regrowth_bytes(self) -> int:
+        """Bytes that this rank has sent for regrowth so far."""
+        return self._window.sent_bytes
+
+    @property
     def changes(self) -> list[Change]:
         """Every change of the masks so far."""
         return list(self._changes)

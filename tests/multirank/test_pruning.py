@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -112,6 +113,7 @@ def _start(rank: int, world_size: int, steps: int) -> Any:
 
 
 def _resume(rank: int, world_size: int, saved: Any, start: int, wrapped: bool) -> tuple[str, str, float]:
+    saved = copy.deepcopy(saved)  # its tensors lie in memory that the ranks share
     model = _model(7)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
     pruner = None if wrapped else Pruner(model, optimizer, RAMP, regrowth=Regrowth(0.2, 1))

@@ -14,6 +14,7 @@ from torch import nn
 from lgreco.pruning import (
     Blocks,
     Columns,
+    CubicSchedule,
     Evolution,
     NofM,
     OBert,
@@ -140,6 +141,20 @@ def test_the_solver_uses_the_errors_it_is_given() -> None:
     assert second > 0.9 > max(first, third)
     with pytest.raises(ValueError, match=r"levels must reach a sparsity of 0\.8"):
         Pruner(_layers(), None, OneShotSchedule(0.8), allocation=Solver(levels=[0.0, 0.5])).prune(0.8)
+
+
+@pytest.mark.parametrize("criterion", ["movement", "taylor", "random"])
+def test_the_solver_takes_scores_of_any_sign_and_masks_in_force(criterion: str) -> None:
+    model = _layers()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = CubicSchedule(0.3, 0.9, begin=1, end=4, every=1)
+    pruner = Pruner(model, optimizer, schedule, criterion=criterion, allocation="solver")
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.autograd.backward(model(torch.randn(8, 40)).square().mean())
+        optimizer.step()
+        pruner.step()
+    assert [round(change.sparsity, 3) for change in pruner.changes] == [round(schedule(at), 3) for at in (1, 2, 3, 4)]
 
 
 def test_evolution_finds_the_layer_that_matters_and_leaves_weights_alone_meanwhile() -> None:

@@ -1,0 +1,143 @@
+"""`python -m lgreco prune`, pruning settings in YAML, and the report page of a pruned run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from torch import nn
+
+from lgreco.__main__ import main
+from lgreco.demo import text as demo_text
+from lgreco.demo.settings import load_settings
+from lgreco.pruning import Change, OneShotSchedule, Pruner
+from lgreco.pruning.changes_file import CHANGES_NAME, read_changes, write_changes
+from lgreco.pruning.config import PruningSettings
+from lgreco.report import write_report
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    model.add_module("embedding", nn.Embedding(5, 8))
+    return model
+
+
+@pytest.mark.parametrize("key", ["", "model"])
+def test_once_prunes_a_file_as_the_pruner_prunes_the_model(tmp_path: Path, key: str) -> None:
+    model = _model()
+    saved = {"model": model.state_dict(), "step": 3} if key else model.state_dict()
+    torch.save(saved, tmp_path / "dense.pt")
+    words = ["prune", "once", str(tmp_path / "dense.pt"), "--sparsity", "0.75", "--out", str(tmp_path / "sparse.pt")]
+    result = CliRunner().invoke(main, [*words, "--masks", str(tmp_path / "masks.pt")])
+    assert result.exit_code == 0, result.output
+    assert "75.00% of 192 weights pruned" in result.output
+    pruner = Pruner(model, None, OneShotSchedule(0.75))
+    pruner.prune(0.75)
+    written = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    weights = written["model"] if key else written
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert not key or written["step"] == 3
+    pruner.load_state_dict(torch.load(tmp_path / "masks.pt", weights_only=True))
+
+
+def test_once_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("nothing")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(_model().state_dict(), tmp_path / "good.pt")
+    for name, sparsity, match in (
+        ("absent.pt", "0.5", "there is no file"),
+        ("text.pt", "0.5", "torch.save has written"),
+        ("list.pt", "0.5", "must hold a state_dict"),
+        ("good.pt", "1.5", "must be a sparsity from 0 to below 1, got 1.5"),
+    ):
+        words = ["prune", "once", str(tmp_path / name), "--sparsity", sparsity, "--out", str(tmp_path / "out.pt")]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 1
+        assert match in " ".join(result.output.split())
+        assert not (tmp_path / "out.pt").exists()
+
+
+def test_gradual_prunes_a_checkpoint_while_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")  # so that it is as before when the test ends
+        monkeypatch.delenv(name)
+    config = tmp_path / "job.yaml"
+    job: dict[str, Any] = {
+        "model": {"width": 32, "layers": 1, "heads": 2, "context": 16},
+        "data": {"source": demo_text.__file__},
+        "train": {"steps": 12, "batch": 2, "lr_warmup_steps": 2, "eval_every": 6, "eval_windows": 4},
+        "runs": {"plain": {"enabled": False}, "sparse": {"enabled": False}},
+        "pruning": {"runs": ["sparse"], "schedule": {"final": 0.8, "begin": 2, "end": 10, "every": 3}},
+        "out": str(tmp_path / "first"),
+    }
+    config.write_text(yaml.safe_dump(job))
+    result = CliRunner().invoke(main, ["prune", "gradual", str(config)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    changes = read_changes(tmp_path / "first" / "sparse-seed0")
+    assert [change.step for change in changes] == [2, 5, 8, 10]
+    assert changes[-1].sparsity == pytest.approx(0.8, abs=1e-3)
+    assert not (tmp_path / "first" / "plain-seed0" / CHANGES_NAME).exists()
+    assert (tmp_path / "first" / "curves.png").stat().st_size > 10_000
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    start = tmp_path / "first" / "plain-seed0"
+    words = ["prune", "gradual", str(config), "--start", str(start), "--set", f"out={tmp_path / 'second'}"]
+    result = CliRunner().invoke(main, [*words, "--set", "train.lr=1.0e-6"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    begun = torch.load(next(start.glob("checkpoint-*")) / "shared.pt", weights_only=True)["model"]
+    saved = torch.load(
+        next((tmp_path / "second" / "sparse-seed0").glob("checkpoint-*")) / "shared.pt", weights_only=True
+    )
+    weight = saved["model"]["blocks.0.mlp_in.weight"]
+    kept = weight != 0
+    torch.testing.assert_close(weight[kept], begun["blocks.0.mlp_in.weight"][kept], rtol=0, atol=1e-4)
+    assert saved["pruner"]["steps"] == 12
+
+
+def test_the_quickstart_of_pruning_can_be_read() -> None:
+    settings = load_settings(REPOSITORY / "configs" / "prune_quickstart.yaml")
+    assert settings.pruning is not None
+    assert settings.pruning_of("dense") is None
+    assert settings.pruning_of("pruned") is settings.pruning
+    assert settings.pruning.make(_model(), None).schedule.final == 0.9
+
+
+@pytest.mark.parametrize(
+    ("assignment", "match"),
+    [
+        ("pruning.schedule.kind=cubik", "schedule must be one of"),
+        ("pruning.schedule.final=1.5", "final must be a sparsity"),
+        ("pruning.criterion=best", "criterion must be"),
+        ("pruning.runs=[other]", r"pruning\.runs must name some of dense, pruned"),
+        ("pruning.regrowth={part: 1}", "regrowth takes fraction and window, got part"),
+        ("pruning.structur=rows", 'did you mean "structure"'),
+    ],
+)
+def test_mistakes_in_the_pruning_block_are_named(assignment: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        load_settings(REPOSITORY / "configs" / "prune_quickstart.yaml", [assignment])
+
+
+def test_yaml_reads_2_4_as_a_number_and_is_understood() -> None:
+    assert (
+        PruningSettings(schedule={"kind": "one_shot", "final": 0.5}, structure=yaml.safe_load("2:4")).structure == "2:4"
+    )
+
+
+def test_the_report_page_shows_sparsity_without_a_record_too(tmp_path: Path) -> None:
+    write_changes(tmp_path, [Change(2, 0.3, {"a": 0.2, "b<": 0.4}), Change(6, 0.8, {"a": 0.7, "b<": 0.9})])
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "80.00% after step 6" in page
+    assert "b&lt;" in page
+    assert "<svg" in page
+    (tmp_path / CHANGES_NAME).write_text("{}")
+    with pytest.raises(ValueError, match="no changes of masks"):
+        write_report(tmp_path)

@@ -89,12 +89,12 @@ class Whole {
     return found ? *found : find_by_counting(kept);
   }
 
-  void refuse_nans() {
+  void refuse_nans() const {
     Seen seen;
-    const auto keys = std::make_unique_for_overwrite<int32_t[]>(kLineNumel);
+    int32_t none[kLineNumel];
     for (const Scores& array : arrays_) {
-      Collected none{keys.get(), 0, 0};
-      scan(array, order_, {kMost, kMost}, seen, none);
+      Collected nothing{none, 0, 0};
+      scan(array, order_, {kMost, kMost}, seen, nothing);
     }
     if (seen.nan) refuse_nan(arrays_);
   }
@@ -164,19 +164,31 @@ class Whole {
       if (seen.nan) refuse_nan(arrays_);
       if (inside.overflown) return std::nullopt;
     }
-    Threshold found{bracket.high, kept - seen.above, inside.count, false};
-    if (found.ties <= 0) return std::nullopt;
-    if (found.ties <= seen.at_high) return found;
-    found.ties -= seen.at_high;
-    if (found.ties <= inside.count) {
-      const auto [key, above] = select_among(few_, keys.get(), inside.count, found.ties);
-      found.key = key;
-      found.ties -= above;
-      return found;
+    if (kept <= seen.from_high) {  // among ties at the bracket's end, or above it
+      const int64_t above = bracket.high == kMost ? 0 : count_from(bracket.high + 1);
+      if (kept <= above) return std::nullopt;
+      return Threshold{bracket.high, kept - above, inside.count, false};
     }
-    found.ties -= inside.count;
-    found.key = bracket.low;
-    return found.ties <= seen.at_low ? std::optional(found) : std::nullopt;
+    const int64_t wanted = kept - seen.from_high;
+    if (wanted <= inside.count) {
+      const auto [key, above] = select_among(few_, keys.get(), inside.count, wanted);
+      return Threshold{key, wanted - above, inside.count, false};
+    }
+    const int64_t ties = wanted - inside.count;
+    const int64_t at_low = count_from(bracket.low) - seen.from_high - inside.count;
+    return ties <= at_low ? std::optional(Threshold{bracket.low, ties, inside.count, false})
+                          : std::nullopt;
+  }
+
+  /// Elements whose key is at least `key`: one more pass, for thresholds that many elements share.
+  int64_t count_from(int32_t key) const {
+    int32_t none[kLineNumel];
+    Seen seen;
+    for (const Scores& array : arrays_) {
+      Collected nothing{none, 0, 0};
+      scan(array, order_, {key, key}, seen, nothing);
+    }
+    return seen.from_high;
   }
 
   /// Counts the upper halves of all keys, then the lower halves of those whose upper half is the wanted

@@ -13,6 +13,9 @@ struct Level : kernels::avx2::PickLanes {
     return {_mm256_and_si256(bits.low, sign), _mm256_and_si256(bits.high, sign)};
   }
   LGRECO_LANES Int value_keys(Int raw) { return {value_keys_half(raw.low), value_keys_half(raw.high)}; }
+  LGRECO_LANES Int greatest(Int a, Int b) {
+    return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+  }
   LGRECO_LANES uint32_t greater(Int a, Int b) {
     return lanes_of(_mm256_cmpgt_epi32(a.low, b.low)) | lanes_of(_mm256_cmpgt_epi32(a.high, b.high))
                                                             << 8;

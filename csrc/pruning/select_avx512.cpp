@@ -12,6 +12,7 @@ struct Level : kernels::avx512::PickLanes {
     const Int flip = magnitudes(_mm512_srai_epi32(one_zero, 31));
     return _mm512_xor_si512(one_zero, flip);
   }
+  LGRECO_LANES Int greatest(Int a, Int b) { return _mm512_max_epi32(a, b); }
   LGRECO_LANES uint32_t greater(Int a, Int b) { return _mm512_cmpgt_epi32_mask(a, b); }
   LGRECO_LANES uint32_t any_bit(Int a) { return _mm512_test_epi32_mask(a, a); }
   LGRECO_LANES Int only(uint32_t mask, Int a) {

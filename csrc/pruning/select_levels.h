@@ -12,9 +12,7 @@ struct Bracket {
 
 /// What a pass over scores has seen.
 struct Seen {
-  int64_t above = 0;    ///< keys greater than bracket.high
-  int64_t at_high = 0;  ///< keys equal to it
-  int64_t at_low = 0;
+  int64_t from_high = 0;  ///< keys that are at least bracket.high
   bool nan = false;
 };
 

@@ -10,9 +10,7 @@ void scan_as(const Scores& scores, const Bracket& bracket, Seen& seen, Collected
   for (int64_t i = 0; i < scores.numel; ++i) {
     seen.nan |= magnitude_key(scores.values[i]) >= kNanMagnitude;
     const int32_t key = key_of<order>(scores.values[i]);
-    seen.above += key > bracket.high;
-    seen.at_high += key == bracket.high;
-    seen.at_low += key == bracket.low;
+    seen.from_high += key >= bracket.high;
     if (key <= bracket.low || key >= bracket.high) continue;
     if (inside.count == inside.most) {
       inside.overflown = true;

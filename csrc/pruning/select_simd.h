@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "pruning/select_levels.h"
+#include "pruning/select_math.h"
 
 namespace lgreco::pruning {
 
@@ -15,7 +16,7 @@ class SimdSelect {
                    Collected& inside) {
     const int64_t whole = scores.numel / kLanes * kLanes;
     for (int64_t begin = 0; begin < whole; begin += kTurn) {
-      if (inside.count + kTurn > inside.most) {  // exactly, one by one
+      if (bracket.low < bracket.high && inside.count + kTurn > inside.most) {  // exactly, one by one
         return scalar::scan({scores.values + begin, scores.numel - begin}, order, bracket, seen, inside);
       }
       const Scores turn{scores.values + begin, std::min(kTurn, whole - begin)};
@@ -58,30 +59,22 @@ class SimdSelect {
   template <Order order>
   static void scan_turn(const Scores& scores, const Bracket& bracket, Seen& seen, Collected& inside) {
     const Int low = Level::set(bracket.low), high = Level::set(bracket.high);
-    const Int nan = Level::set(0x7F800001);
-    int64_t above = 0, from_high = 0, below_low = 0, to_low = 0;
-    uint32_t nans = 0;
+    Int most = Level::zero();  // of magnitudes: a NaN's is the greatest
+    int64_t below_high = 0;
     int32_t* to = inside.keys + inside.count;
     for (int64_t i = 0; i < scores.numel; i += kLanes) {
       __builtin_prefetch(scores.values + i + kAhead);
-      const Int keys = keys_at<order>(scores.values + i);
-      nans |= Level::reaching(Level::load_bits(scores.values + i), nan);
-      const uint32_t at_most_high = ~Level::greater(keys, high) & 0xFFFF;
-      const uint32_t below_high = Level::greater(high, keys);
-      const uint32_t above_low = Level::greater(keys, low);
-      const uint32_t under_low = Level::greater(low, keys);
-      above += kLanes - __builtin_popcount(at_most_high);
-      from_high += kLanes - __builtin_popcount(below_high);
-      to_low += kLanes - __builtin_popcount(above_low);
-      below_low += __builtin_popcount(under_low);
-      const uint32_t wanted = below_high & above_low;
+      const Int bits = Level::load_bits(scores.values + i), magnitudes = Level::magnitudes(bits);
+      const Int keys = order == Order::kMagnitude ? magnitudes : Level::value_keys(bits);
+      most = Level::greatest(most, magnitudes);
+      const uint32_t below = Level::greater(high, keys);
+      const uint32_t wanted = below & Level::greater(keys, low);
+      below_high += __builtin_popcount(below);
       Level::append(reinterpret_cast<uint32_t*>(to), wanted, keys);
       to += __builtin_popcount(wanted);
     }
-    seen.above += above;
-    seen.at_high += from_high - above;
-    seen.at_low += to_low - below_low;
-    seen.nan |= nans != 0;
+    seen.from_high += scores.numel - below_high;
+    seen.nan |= Level::reaching(most, Level::set(kNanMagnitude)) != 0;
     inside.count = to - inside.keys;
   }
 

@@ -18,7 +18,7 @@ def unlike() -> nn.Module:
     """Two matrices: large gradients of a steep spectrum, and small ones of a flat spectrum."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 48, bias=False), nn.Linear(48, 64, bias=False))
-    steep = torch.randn(48, 64) @ torch.diag(0.8 ** torch.arange(64.0))
+    steep = torch.randn(48, 64) @ torch.diag(0.5 ** torch.arange(64.0))
     module[0].weight.grad, module[1].weight.grad = 20 * steep, torch.randn(64, 48)
     return module
 
@@ -41,7 +41,7 @@ def test_plans_keep_to_the_bytes_of_the_uniform_rank(norm: str) -> None:
     exchange.run(solves=True)
     assert sum(exchange.ranks.values()) <= 8
     first, second = exchange.ranks.values()
-    assert first > second if norm == "squared" else first >= 1, "squares go where gradients are large"
+    assert min(first, second) > 1, "where a rank more helps little the other layer gets it"
 
 
 def test_norms_differ() -> None:

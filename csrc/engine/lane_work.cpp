@@ -1,4 +1,5 @@
 // What the codec lane does with a chunk or a factored layer.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -6,6 +7,7 @@
 #include "engine/clock.h"
 #include "engine/lane_exchange.h"
 #include "engine/replicas.h"
+#include "kernels/mask.h"
 
 namespace lgreco::engine {
 namespace {
@@ -84,16 +86,50 @@ void LaneExchange::watch(const Job& job, bool delivered) {
     const int64_t numel = plan_->layers()[layer].numel;
     const int32_t slot = snapshot_->slots[layer];
     if (slot >= 0) {
-      codecs::Feedback feedback;
-      if (!delivered) feedback = residuals_->sender(plan_->planned()[layer], scale_);
-      feedback.inverse_scale = 1.0F / scale_;
-      auto& tensors = delivered ? snapshot_->delivered : snapshot_->values;
-      kernels::lowrank_gather(job.gradient + offset * element_bytes(job.dtype), job.dtype, numel,
-                              feedback, tensors[slot].mutable_data_ptr<float>());
+      const PlannedLayer& planned = plan_->planned()[layer];
+      const uint8_t* gradient = job.gradient + offset * element_bytes(job.dtype);
+      auto* out = (delivered ? snapshot_->delivered : snapshot_->values)[slot].mutable_data_ptr<float>();
+      if (planned.mask == nullptr) {
+        kernels::lowrank_gather(gradient, job.dtype, numel, watched(planned, delivered), out);
+      } else {
+        watch_run(planned, gradient, job.dtype, delivered, out);
+      }
       if (!delivered) watch_owed(layer, slot);
     }
     offset += numel;
   }
+}
+
+// The same for a masked layer, a piece of its run at a time. Its residual is the run's, or, where the
+// whole matrix is factored, the whole layer's.
+void LaneExchange::watch_run(const PlannedLayer& planned, const uint8_t* gradient, DType dtype,
+                             bool delivered, float* out) {
+  const Mask& mask = *planned.mask;
+  const codecs::Feedback whole = watched(planned, delivered);
+  for (int64_t begin = 0; begin < mask.kept(); begin += kMostTileNumel) {
+    const int64_t numel = std::min(kMostTileNumel, mask.kept() - begin);
+    const int64_t first = mask.dense_begin(begin);
+    const kernels::MaskSpan span = mask.span(first, mask.dense_begin(begin + numel) - first);
+    const int64_t bytes = element_bytes(dtype), residual_bytes = element_bytes(whole.dtype);
+    kernels::mask_gather(span, gradient + first * bytes, bytes, run_.data());
+    codecs::Feedback piece = whole;
+    const auto* residual = static_cast<const uint8_t*>(whole.in);
+    if (residual != nullptr && planned.lowrank) {
+      kernels::mask_gather(span, residual + first * residual_bytes, residual_bytes,
+                           run_residual_.data());
+      piece.in = run_residual_.data();
+    } else if (residual != nullptr) {
+      piece.in = residual + begin * residual_bytes;
+    }
+    kernels::lowrank_gather(run_.data(), dtype, numel, piece, out + begin);
+  }
+}
+
+codecs::Feedback LaneExchange::watched(const PlannedLayer& planned, bool delivered) const {
+  codecs::Feedback feedback;
+  if (!delivered) feedback = residuals_->sender(planned, scale_);
+  feedback.inverse_scale = 1.0F / scale_;
+  return feedback;
 }
 
 // What an owner still owes is part of what it averages, so it belongs to the exact result.
@@ -192,8 +228,8 @@ void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
                    wire + piece.wire_offset);
     } else {
       nonzero = codec
-                    .encode(job.gradient + piece.offset * element_bytes(job.dtype), job.dtype,
-                            tile.numel, residuals_->sender(tile, scale_), noise_of(tile, kScatter),
+                    .encode(gathered(job, piece), job.dtype, tile.numel,
+                            residuals_->sender(tile, scale_), noise_of(tile, kScatter),
                             wire + piece.wire_offset)
                     .nonzero;
     }
@@ -202,6 +238,21 @@ void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
   if (!own) send(*job.scatter_out[id], job.sent[id], job, id, kScatter);
   if (last_of_index) expect_gather(job, chunk.stage, chunk.index);
   if (own) arrived(job, id);
+}
+
+// A tile's gradient: where it lies, or what its mask keeps of it.
+const uint8_t* LaneExchange::gathered(const Job& job, const Piece& piece) {
+  const int64_t bytes = element_bytes(job.dtype);
+  const uint8_t* gradient = job.gradient + piece.offset * bytes;
+  if (piece.masked < 0) return gradient;
+  kernels::mask_gather(span_of(piece), gradient, bytes, run_.data());
+  return run_.data();
+}
+
+kernels::MaskSpan LaneExchange::span_of(const Piece& piece) const {
+  const Tile& tile = plan_->tiles()[piece.tile];
+  return {plan_->planned()[tile.layer].mask->words().data(), tile.dense_offset, tile.dense_numel,
+          tile.numel};
 }
 
 void LaneExchange::arrived(Job& job, int32_t chunk) {
@@ -269,11 +320,16 @@ bool LaneExchange::decode_piece(Job& job, const Piece& piece, const uint8_t* wir
                                   DType::kFloat32)
                           .nonfinite;
   }
-  uint8_t* out = job.gradient + piece.offset * element_bytes(job.dtype);
+  const int64_t bytes = element_bytes(job.dtype);
+  uint8_t* out = job.gradient + piece.offset * bytes;
   if (nonzero) {
-    return codec.decode(wire, tile.numel, noise_of(tile, kGather), out, job.dtype).nonfinite;
+    uint8_t* run = piece.masked < 0 ? out : run_.data();
+    const bool nonfinite =
+        codec.decode(wire, tile.numel, noise_of(tile, kGather), run, job.dtype).nonfinite;
+    if (piece.masked >= 0) kernels::mask_scatter(span_of(piece), run, bytes, out);
+    return nonfinite;
   }
-  std::memset(out, 0, tile.numel * element_bytes(job.dtype));
+  std::memset(out, 0, tile.dense_numel * bytes);
   residuals_->keep_sender(tile);
   return false;
 }
@@ -299,6 +355,11 @@ void LaneExchange::finish(Job& job, int32_t factored) {
 }
 
 void LaneExchange::complete(Job& job) {
+  const int64_t bytes = element_bytes(job.dtype);
+  for (const MaskedLayer& place : job.layout.masked()) {  // no piece says so of one without a kept element
+    if (plan_->planned()[place.layer].mask->kept() > 0) continue;
+    std::memset(job.gradient + place.bucket_offset * bytes, 0, plan_->layers()[place.layer].numel * bytes);
+  }
   {
     const std::lock_guard lock(mutex_);
     job.done = true;

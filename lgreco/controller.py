@@ -21,6 +21,7 @@ import torch
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
+from lgreco.masks import LayerMask
 from lgreco.measurement import Gradients, Meter, Row
 from lgreco.peers import Peers
 from lgreco.plan import Plan
@@ -74,11 +75,10 @@ class Controller:
         self._peers = peers
         self._log = log
         self._warmup_steps = warmup_steps
+        self._seed = seed
         self._port = PlanPort(engine)
-        self._meter = Meter(offers, peers, seed)
         self._planner = Planner(offers, settings, peers.world_size)
-        numels = [layer.numel for layer in offers.layers]
-        self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
+        self._learn(offers, {})
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
         self._table: _Table | None = None
         self._progress = threading.Condition()
@@ -96,6 +96,46 @@ class Controller:
         if self._slices:
             self._table = self._ask(self._next_begin(steps))
             self._thread.start()
+
+    def adopt(self, offers: Offers, masks: Mapping[str, LayerMask], steps: int) -> list[Choice]:
+        """Other elements are exchanged from now on, after `steps` steps; call `wait` before.
+
+        What was measured of the old ones is dropped, and with it plans that are not in force yet. Layers keep the
+        choices that are in force; where one of them costs more than sending what is kept, the reference plan's choice
+        takes its place. Returns the choices, the same on every rank.
+        """
+        before, columns = self._offers, self._columns_at(steps)
+        known = {choice: column for column, choice in enumerate(offers.choices)}
+        wanted = [known.get(before.choices[column], -1) for column in columns]
+        columns = tuple(
+            column if column >= 0 and offers.offered[row, column] else offers.reference[row]
+            for row, column in enumerate(wanted)
+        )
+        planner = Planner(offers, self._settings, self._peers.world_size)
+        planner.load({**self._planner.state(), "history": []})
+        with self._progress:
+            self._planner = planner
+            self._learn(offers, masks)
+            self._plans, self._table = [(0, columns)], None
+        return self._choices(columns)
+
+    def remeasure(self, steps: int) -> None:
+        """Asks for a table of what is exchanged now, at once; after `adopt` and once the engine knows its masks."""
+        self._port.forget()
+        if not self._slices or self._failure is not None:
+            return
+        table = self._ask(max(steps, self._next_begin(0)))
+        with self._progress:
+            self._table = table
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def _learn(self, offers: Offers, masks: Mapping[str, LayerMask]) -> None:
+        """What follows from the layers and their masks."""
+        self._offers = offers
+        self._meter = Meter(offers, self._peers, self._seed, masks)
+        numels = [layer.sent_numel for layer in offers.layers]
+        self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._settings.window) if rows]
 
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps."""
@@ -183,7 +223,7 @@ class Controller:
         return self._failure is not None or table is None or not any(step < steps for step in table.slices)
 
     def _columns_at(self, steps: int) -> tuple[int, ...]:
-        return next(columns for step, columns in reversed(self._plans) if step <= steps)
+        return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])
 
     def _next_begin(self, steps: int) -> int:
         """Tables begin every `interval` steps, the first so that its plan takes effect at the end of warm-up."""

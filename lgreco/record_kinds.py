@@ -141,6 +141,7 @@ class Solve(Kind):
         norm: how layers' errors add up in budget and predicted_error: `squared` (sum of squared L2 norms) or `l2` (sum
             of L2 norms).
         table: name of the file with the error table; None where it was not kept.
+        kept: layer -> elements that its mask keeps; layers without a mask are not in it.
     """
 
     kind: ClassVar[str] = "solve"
@@ -160,6 +161,7 @@ class Solve(Kind):
     layer_errors: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
     norm: str = _as(_text, default="squared")
     table: str | None = _as(_maybe(_text), default=None)
+    kept: Mapping[str, int] = _as(_mapping(_whole), default_factory=dict)
 
     @classmethod
     def of(
@@ -194,6 +196,7 @@ class Solve(Kind):
             dense_bytes=ring_bytes([planned.layer for planned in plan.planned], table.world_size),
             layer_bytes=dict(zip(names, costs, strict=True)),
             layer_errors=dict(zip(names, errors, strict=True)),
+            kept={p.layer.name: p.layer.kept for p in plan.planned if p.layer.kept is not None},
             **fields,
         )
 

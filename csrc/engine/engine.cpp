@@ -103,6 +103,8 @@ void Engine::set_masks(Masks masks, const std::vector<codecs::Choice>& choices) 
     plans_[0] = std::move(plan);
   }
   plan_set_.notify_all();
+  // Now, so that what is saved before the next step is laid out by these masks.
+  if (exchange_) exchange_->change_plan(plan_of_step(exchange_->steps_so_far()));
 }
 
 // The latest plan that is due at a step; one that is due but only promised is waited for.

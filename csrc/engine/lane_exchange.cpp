@@ -76,12 +76,7 @@ void LaneExchange::end_step() {
 void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) {
   const std::lock_guard call(calls_);
   end_step();
-  if (plan != plan_) {
-    clear_jobs(0);
-    auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
-    moved->take_over(*plan, *residuals_, *plan_, rank_);
-    adopt(std::move(plan), std::move(moved));
-  }
+  follow(std::move(plan));
   {
     const std::lock_guard lock(mutex_);
     next_to_complete_ = 0;
@@ -93,6 +88,20 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   last_codec_ns_ = codec_ns_.exchange(0);
   snapshot_ = options_.watches ? options_.watches->begin(committed_steps_) : nullptr;
   codec_lane_->post({Task::Kind::kBegin});
+}
+
+void LaneExchange::change_plan(std::shared_ptr<const Plan> plan) {
+  const std::lock_guard call(calls_);
+  end_step();
+  follow(std::move(plan));
+}
+
+void LaneExchange::follow(std::shared_ptr<const Plan> plan) {
+  if (plan == plan_) return;
+  clear_jobs(0);
+  auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
+  moved->take_over(*plan, *residuals_, *plan_, rank_);
+  adopt(std::move(plan), std::move(moved));
 }
 
 void LaneExchange::clear_jobs(size_t keep) {

@@ -41,6 +41,7 @@ class LaneExchange final : public Exchange {
   void discard() override { dropped_ = true; }
   void close() override;
   void restart(std::shared_ptr<const Plan> plan) override;
+  void change_plan(std::shared_ptr<const Plan> plan) override;
   const Plan& plan() const override { return *plan_; }
   uint64_t steps_so_far() override { return committed_steps_ + (complete_ && !dropped_ ? 1 : 0); }
   uint64_t committed_steps() override { return committed_steps_; }
@@ -66,6 +67,7 @@ class LaneExchange final : public Exchange {
   void clear_jobs(size_t keep);
   void drain();
   void end_step();
+  void follow(std::shared_ptr<const Plan> plan);
   Job& job_for(const BucketCall& call);
   void expect_scatter(Job& job, uint8_t stage);
   void expect_gather(Job& job, uint8_t stage, int32_t index);

@@ -43,16 +43,7 @@ class StreamExchange final : public Exchange {
 
   void begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) override {
     ensure(!closed_, "the compressed exchange was closed (state.close()); no backward may follow");
-    if (plan != plan_) {
-      settle();
-      const c10::cuda::CUDAStreamGuard guard(side_);
-      jobs_.clear();
-      const std::shared_ptr<const Plan> old_plan = std::exchange(plan_, std::move(plan));
-      std::unique_ptr<Residuals> moved = new_residuals();
-      moved->take_over(*plan_, *residuals_, *old_plan, rank_);
-      residuals_ = std::move(moved);
-      adopt_committed_half();
-    }
+    if (plan != plan_) change_plan(std::move(plan));
     scale_ = std::move(scale);
     snapshot_ = options_.watches ? options_.watches->begin(steps_begun_) : nullptr;
     const int every = options_.check_replicas_every;
@@ -60,6 +51,17 @@ class StreamExchange final : public Exchange {
     ++steps_begun_;
     after_current_stream();
     kernels::transaction_begin(transaction(), side_.stream());
+  }
+
+  void change_plan(std::shared_ptr<const Plan> plan) override {
+    settle();
+    const c10::cuda::CUDAStreamGuard guard(side_);
+    jobs_.clear();
+    const std::shared_ptr<const Plan> old_plan = std::exchange(plan_, std::move(plan));
+    std::unique_ptr<Residuals> moved = new_residuals();
+    moved->take_over(*plan_, *residuals_, *old_plan, rank_);
+    residuals_ = std::move(moved);
+    adopt_committed_half();
   }
 
   FuturePtr run(const BucketCall& call) override {

@@ -115,8 +115,8 @@ std::optional<at::Tensor> optional_of(const engine::LayerResidual& part) {
 }
 
 // Bytes that one rank sends for a layer per step, mean over ranks: both rounds, all stages.
-// `kept`: elements that a mask keeps, if there is one; their run costs what a layer of that size costs, but
-// a factored layer is coded whole.
+// `kept`: elements that a mask keeps, if there is one; their run costs what a layer of that size costs,
+// but a factored layer is coded whole.
 double layer_wire_bytes(const std::vector<int64_t>& shape, const std::string& dtype,
                         const py::dict& choice, int world_size, std::optional<int64_t> kept) {
   LayerSpec layer{"layer", shape, c10::multiply_integers(shape), dtype_from(dtype)};
@@ -228,8 +228,7 @@ void bind_engine(py::module_& module) {
           py::arg("choices"))
       .def(
           "set_masks",
-          [](Engine& engine, const PackedMasks& masks,
-             const std::vector<py::dict>& choices) {
+          [](Engine& engine, const PackedMasks& masks, const std::vector<py::dict>& choices) {
             const std::vector<codecs::Choice> native = choices_from(choices);
             const py::gil_scoped_release release;
             engine.set_masks(masks_from(masks), native);

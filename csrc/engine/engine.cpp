@@ -22,9 +22,7 @@ std::vector<int64_t> numels_of(const std::vector<LayerSpec>& layers, const Masks
   return numels;
 }
 
-std::vector<codecs::Choice> all_dense(size_t layers) {
-  return {layers, {"dense", {{"dtype", "fp32"}}}};
-}
+std::vector<codecs::Choice> all_dense(size_t layers) { return {layers, {"dense", {{"dtype", "fp32"}}}}; }
 
 }  // namespace
 
@@ -92,7 +90,8 @@ void Engine::replace_plans(const std::vector<codecs::Choice>& choices) {
 void Engine::set_masks(Masks masks, const std::vector<codecs::Choice>& choices) {
   const std::vector<LayerSpec> layers = warmup_plan_->layers();
   const std::vector<bool> carries = exchange_ ? exchange_->plan().with_residual() : std::vector<bool>{};
-  auto warmup = std::make_shared<const Plan>(layers, all_dense(layers.size()), options_.world_size, masks);
+  auto warmup =
+      std::make_shared<const Plan>(layers, all_dense(layers.size()), options_.world_size, masks);
   auto plan = std::make_shared<const Plan>(layers, choices, options_.world_size, masks, carries);
   watches_->reset(numels_of(layers, masks));
   {

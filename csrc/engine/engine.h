@@ -59,9 +59,9 @@ class Engine {
   void set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices);
   /// Forgets all plans and promises; `choices` are in force from the first step on. Before load().
   void replace_plans(const std::vector<codecs::Choice>& choices);
-  /// Other elements are exchanged from the next step on, under `choices`: ends the last step's transaction,
-  /// forgets all plans, promises and watches, and moves residuals as at any change of plan. `masks` by
-  /// layer; null: everything is kept. Between steps only.
+  /// Other elements are exchanged from the next step on, under `choices`: ends the last step's
+  /// transaction, forgets all plans, promises and watches, and moves residuals as at any change of plan.
+  /// `masks` by layer; null: everything is kept. Between steps only.
   void set_masks(Masks masks, const std::vector<codecs::Choice>& choices);
 
   void discard() {

@@ -146,10 +146,10 @@ bool Factors::finish(int i, uint8_t* bucket, DType dtype, const FactorStep& step
   const codecs::Feedback feedback = residuals.sender(*work.planned, step.scale);
   const bool nonfinite =
       kernels::lowrank_reconstruct(lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p),
-                                      factor(mean_, work.q), feedback.scale, gradient, dtype,
-                                      work.matrix, factor(work.exchanges_p ? error_ : mean_, work.p),
-                                      factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
-                                      feedback.dtype)
+                                   factor(mean_, work.q), feedback.scale, gradient, dtype, work.matrix,
+                                   factor(work.exchanges_p ? error_ : mean_, work.p),
+                                   factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
+                                   feedback.dtype)
           .nonfinite;
   if (const Mask* mask = work.planned->mask) {
     kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);

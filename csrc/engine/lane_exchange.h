@@ -116,8 +116,9 @@ class LaneExchange final : public Exchange {
   std::vector<Expected> expected_;          ///< scratch of run()
   std::vector<Expected> expected_answers_;  ///< scratch of expect_gather()
   std::vector<const uint8_t*> payloads_;    ///< scratch of reduce()
-  /// One tile's part of a masked layer's run each: gradients, and residuals for a watch. A tile is gathered
-  /// when it is encoded and scattered when it is decoded, so that it stays in the cache between.
+  /// One tile's part of a masked layer's run each: gradients, and residuals for a watch. A tile is
+  /// gathered when it is encoded and scattered when it is decoded, so that it stays in the cache
+  /// between.
   std::vector<uint8_t> run_, run_residual_;
 
   /// Held by whoever uses jobs_, plan_ and residuals_ from outside the lanes: the training thread,

@@ -227,11 +227,11 @@ void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
                    job.factors.sender_error(piece, tile), noise_of(tile, kScatter),
                    wire + piece.wire_offset);
     } else {
-      nonzero = codec
-                    .encode(gathered(job, piece), job.dtype, tile.numel,
-                            residuals_->sender(tile, scale_), noise_of(tile, kScatter),
-                            wire + piece.wire_offset)
-                    .nonzero;
+      nonzero =
+          codec
+              .encode(gathered(job, piece), job.dtype, tile.numel, residuals_->sender(tile, scale_),
+                      noise_of(tile, kScatter), wire + piece.wire_offset)
+              .nonzero;
     }
     set_bit(bits_of(wire), i, nonzero);
   }
@@ -356,9 +356,11 @@ void LaneExchange::finish(Job& job, int32_t factored) {
 
 void LaneExchange::complete(Job& job) {
   const int64_t bytes = element_bytes(job.dtype);
-  for (const MaskedLayer& place : job.layout.masked()) {  // no piece says so of one without a kept element
+  for (const MaskedLayer& place :
+       job.layout.masked()) {  // no piece says so of one without a kept element
     if (plan_->planned()[place.layer].mask->kept() > 0) continue;
-    std::memset(job.gradient + place.bucket_offset * bytes, 0, plan_->layers()[place.layer].numel * bytes);
+    std::memset(job.gradient + place.bucket_offset * bytes, 0,
+                plan_->layers()[place.layer].numel * bytes);
   }
   {
     const std::lock_guard lock(mutex_);

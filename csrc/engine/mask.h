@@ -1,5 +1,5 @@
-// A layer's mask: which of its elements are exchanged. The kept ones, in order, are the layer's run, which
-// is what codecs, tiles, owners and residuals see.
+// A layer's mask: which of its elements are exchanged. The kept ones, in order, are the layer's run,
+// which is what codecs, tiles, owners and residuals see.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,9 @@ class Mask {
   /// Words of 64 bits, one more than the elements need.
   const std::vector<uint64_t>& words() const { return words_; }
 
-  /// Where the elements of a run lie in the layer: from dense_begin(i) to dense_begin(j) for its elements
-  /// [i, j). What is pruned before the first kept element or behind the last one counts as theirs, so
-  /// that a run that is cut into pieces covers the layer.
+  /// Where the elements of a run lie in the layer: from dense_begin(i) to dense_begin(j) for its
+  /// elements [i, j). What is pruned before the first kept element or behind the last one counts as
+  /// theirs, so that a run that is cut into pieces covers the layer.
   int64_t dense_begin(int64_t run_index) const;
   /// Kept elements before one of the layer; the inverse of dense_begin.
   int64_t run_begin(int64_t dense_index) const;

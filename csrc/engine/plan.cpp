@@ -36,8 +36,8 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
           " layers, ", choices.size(), " choices");
   require(world_size >= 1 && world_size <= static_cast<int>(kMaxRanks),
           "world size must be 1..4096, got ", world_size);
-  require(masks_.empty() || masks_.size() == layers_.size(), "a plan needs one mask per layer: ",
-          layers_.size(), " layers, ", masks_.size(), " masks");
+  require(masks_.empty() || masks_.size() == layers_.size(),
+          "a plan needs one mask per layer: ", layers_.size(), " layers, ", masks_.size(), " masks");
   fingerprint_ = 0xCBF29CE484222325ULL;
   mix(fingerprint_, static_cast<uint64_t>(world_size));
   for (size_t i = 0; i < layers_.size(); ++i) {

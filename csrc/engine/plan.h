@@ -47,8 +47,9 @@ inline constexpr int64_t kTileAlignment = 16;
 inline constexpr int64_t kMostTileNumel = 64 * 1024;
 inline constexpr int kStages = 2;
 
-/// A vector of a layer that is averaged: the gradient itself (of a masked layer its run), or a factor of it. A stage's parts of all
-/// layers travel together; the second stage's are computed from the first one's averages.
+/// A vector of a layer that is averaged: the gradient itself (of a masked layer its run), or a factor of
+/// it. A stage's parts of all layers travel together; the second stage's are computed from the first
+/// one's averages.
 struct Part {
   const codecs::Codec* codec = nullptr;
   int64_t numel = 0;
@@ -74,9 +75,9 @@ struct PlannedLayer {
 
 class Plan {
  public:
-  /// Compiles `choices` (one a layer). Throws ValueError where a choice is not allowed. `carries`: layers
-  /// that a residual is brought to, from an earlier plan or a checkpoint; it finds a place here also where
-  /// nothing is left out any more. Empty: none.
+  /// Compiles `choices` (one a layer). Throws ValueError where a choice is not allowed. `carries`:
+  /// layers that a residual is brought to, from an earlier plan or a checkpoint; it finds a place here
+  /// also where nothing is left out any more. Empty: none.
   Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
        Masks masks = {}, const std::vector<bool>& carries = {});
 

@@ -109,7 +109,8 @@ void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& ol
     const at::Tensor target = of_layer(plan, layer);
     at::Tensor owed = old.of_layer(old_plan, layer);
     if (!target.defined() || !owed.defined()) continue;
-    const Mask *mask = plan.planned()[layer].run_mask(), *old_mask = old_plan.planned()[layer].run_mask();
+    const Mask *mask = plan.planned()[layer].run_mask(),
+               *old_mask = old_plan.planned()[layer].run_mask();
     const bool same = plan.planned()[layer].mask == old_plan.planned()[layer].mask && mask == old_mask;
     if (same) {
       target.copy_(owed);

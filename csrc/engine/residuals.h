@@ -61,8 +61,8 @@ class Residuals {
   /// layer has none.
   at::Tensor of_layer(const Plan& plan, int32_t layer) const;
   /// The committed owner-side residual of the tiles of a layer that this rank owns, and the first
-  /// element within the layer's part that it belongs to; undefined where there are none. `half`: that one
-  /// instead, for those who don't know which one is committed.
+  /// element within the layer's part that it belongs to; undefined where there are none. `half`: that
+  /// one instead, for those who don't know which one is committed.
   std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank,
                                           std::optional<int> half = std::nullopt) const;
 

@@ -5,10 +5,10 @@
 
 namespace lgreco::kernels {
 
-#define LGRECO_MASK_LEVEL(level)                                                                  \
-  namespace level {                                                                               \
-  void mask_gather(const MaskSpan& mask, const void* dense, int64_t element_bytes, void* run);    \
-  void mask_scatter(const MaskSpan& mask, const void* run, int64_t element_bytes, void* dense);   \
+#define LGRECO_MASK_LEVEL(level)                                                                \
+  namespace level {                                                                             \
+  void mask_gather(const MaskSpan& mask, const void* dense, int64_t element_bytes, void* run);  \
+  void mask_scatter(const MaskSpan& mask, const void* run, int64_t element_bytes, void* dense); \
   }
 
 LGRECO_MASK_LEVEL(scalar)

@@ -30,8 +30,8 @@ struct NoPack {
 };
 
 /// `Pack` moves full vectors: compress(from, bits, to) writes sixteen elements, of which as many mean
-/// something as there are bits; expand(from, bits, to) reads sixteen. A type of each level's own, so that
-/// no two levels share a function.
+/// something as there are bits; expand(from, bits, to) reads sixteen. A type of each level's own, so
+/// that no two levels share a function.
 template <class Pack>
 struct MaskWords {
   template <typename Element>

@@ -69,6 +69,10 @@ void LaneExchange::end_step() {
     residuals_->commit();
     ++committed_steps_;
   }
+  if (complete_) {
+    last_sent_bytes_ = sent_bytes_;
+    last_codec_ns_ = codec_ns_;
+  }
   complete_ = false;
   dropped_ = false;
 }
@@ -84,8 +88,8 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   }
   scale_ = scale ? *scale->const_data_ptr<float>() : 1.0F;
   ++attempted_steps_;
-  last_sent_bytes_ = sent_bytes_.exchange(0);
-  last_codec_ns_ = codec_ns_.exchange(0);
+  sent_bytes_ = 0;
+  codec_ns_ = 0;
   snapshot_ = options_.watches ? options_.watches->begin(committed_steps_) : nullptr;
   codec_lane_->post({Task::Kind::kBegin});
 }

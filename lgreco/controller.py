@@ -13,7 +13,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ import torch
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
 from lgreco.masks import LayerMask
-from lgreco.measurement import Gradients, Meter, Row
+from lgreco.measurement import Gradients, Meter
 from lgreco.peers import Peers
+from lgreco.pending_table import PendingTable, unpack_rows
 from lgreco.plan import Plan
 from lgreco.plan_log import PlanLog
 from lgreco.plan_port import PlanPort
@@ -33,17 +33,6 @@ from lgreco.solver_config import SolverConfig
 
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
-
-
-@dataclass
-class _Table:
-    """A table in the making: which slice comes from which step, and what has been measured so far."""
-
-    begin: int
-    slices: dict[int, list[int]]
-    effective_step: int
-    rows: dict[int, Row] = field(default_factory=dict)
-    measure_ms: float = 0.0
 
 
 class Controller:
@@ -80,7 +69,7 @@ class Controller:
         self._planner = Planner(offers, settings, peers.world_size)
         self._learn(offers, {})
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
-        self._table: _Table | None = None
+        self._table: PendingTable | None = None
         self._progress = threading.Condition()
         self._failure: Exception | None = None
         self._warned = False
@@ -171,7 +160,7 @@ class Controller:
                 **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
                 "planner": None if failed else self._planner.state(),
-                "table": None if failed or table is None else _pack(table),
+                "table": None if failed or table is None else table.pack(),
             }
 
     def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
@@ -232,14 +221,14 @@ class Controller:
         late = max(0, steps - first)
         return first + -(-late // self._settings.interval) * self._settings.interval
 
-    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> _Table:
+    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> PendingTable:
         """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
         slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
         if not slices:
             return self._ask(self._next_begin(steps), steps)
-        table = _Table(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
+        table = PendingTable(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
         if saved is not None:
-            table.rows = _unpack(saved)
+            table.rows = unpack_rows(saved)
         for step, rows in slices.items():
             self._port.watch(step, rows)
         self._port.promise(table.effective_step)
@@ -272,7 +261,7 @@ class Controller:
             del table.slices[step]
             self._progress.notify_all()
 
-    def _conclude(self, table: _Table, step: int) -> None:
+    def _conclude(self, table: PendingTable, step: int) -> None:
         present = self._columns_at(table.effective_step)
         warm = table.begin >= self._warmup_steps
         in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
@@ -293,7 +282,7 @@ class Controller:
                 self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
             self._table = following
 
-    def _note(self, decision: Decision, table: _Table, present: Sequence[int]) -> None:
+    def _note(self, decision: Decision, table: PendingTable, present: Sequence[int]) -> None:
         plan = self._offers.plan(decision.columns, "solver")
         before = self._offers.plan(present, "solver")
         self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
@@ -320,14 +309,3 @@ class Controller:
         self._port.release()
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
-
-
-def _pack(table: _Table) -> dict[str, Any]:
-    return {
-        "begin": table.begin,
-        "rows": [[row, each.errors.tolist(), each.squared_norm, each.realised] for row, each in table.rows.items()],
-    }
-
-
-def _unpack(saved: Mapping[str, Any]) -> dict[int, Row]:
-    return {row: Row(np.array(errors), norm, realised) for row, errors, norm, realised in saved["rows"]}

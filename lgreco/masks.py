@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class LayerMask:
         bits, kept = _C.pack_mask(mask)
         return cls(bits, mask.numel(), kept)
 
+    @functools.cached_property
     def digest(self) -> str:
         """Equal for equal masks."""
         return hashlib.sha256(self.bits.numpy().tobytes()).hexdigest()[:16]
@@ -75,36 +77,33 @@ def update(
     return masks
 
 
-def agree(group: dist.ProcessGroup, masks: Mapping[str, LayerMask] | None, problem: str | None) -> None:
-    """Compares masks over all ranks; collective over `group`, which must reach the CPU.
-
-    Args:
-        group: all ranks.
-        masks: by layer; None after a problem.
-        problem: what this rank found wrong with what it was given.
+def update_on_all(
+    group: dist.ProcessGroup | None,
+    present: Mapping[str, LayerMask],
+    changes: Mapping[str, torch.Tensor],
+    layers: Iterable[LayerInfo],
+) -> dict[str, LayerMask]:
+    """`update` on every rank at once; collective over `group`, which must reach the CPU (None: a single rank).
 
     Raises:
-        ValueError: on every rank, naming the layers whose masks differ and the ranks that hold other ones than rank 0,
-            or what a rank found wrong.
+        ValueError: on every rank, where `update` raises on one of them, or masks differ; then it names their layers and
+            the ranks that hold other ones than rank 0.
     """
-    mine = {"problem": problem, "digests": {name: mask.digest() for name, mask in (masks or {}).items()}}
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, mine, group=group)
-    for rank, other in enumerate(everyone):
-        if other["problem"] is not None:
-            own = rank == dist.get_rank(group)
-            raise ValueError(other["problem"] if own else f"rank {rank}: {other['problem']}")
-    first = everyone[0]["digests"]
-    ranks = [rank for rank, other in enumerate(everyone) if other["digests"] != first]
-    if ranks:
-        names = {name for other in everyone for name in {**first, **other["digests"]}}
-        differing = sorted(
-            name for name in names if any(other["digests"].get(name) != first.get(name) for other in everyone)
-        )
-        raise ValueError(
-            f"masks must be the same on all ranks: rank {', '.join(map(str, ranks))} and rank 0 hold different masks "
-            f"for {_some(differing)}"
-        )
+    updated, problem = None, None
+    try:
+        updated = update(present, changes, layers)
+    except ValueError as error:
+        problem = str(error)
+    if group is not None:
+        _agree(group, updated, problem)
+    if updated is None:
+        raise ValueError(problem)
+    return updated
+
+
+def digests(masks: Mapping[str, LayerMask]) -> dict[str, str]:
+    """Equal for equal masks."""
+    return {name: mask.digest for name, mask in masks.items()}
 
 
 def pack(masks: Mapping[str, LayerMask]) -> dict[str, torch.Tensor]:
@@ -136,6 +135,27 @@ def unpack(saved: Any, layers: Iterable[LayerInfo]) -> dict[str, LayerMask]:
         if mask.kept < mask.numel:
             masks[name] = mask
     return masks
+
+
+def _agree(group: dist.ProcessGroup, masks: Mapping[str, LayerMask] | None, problem: str | None) -> None:
+    mine = {"problem": problem, "digests": digests(masks or {})}
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    for rank, other in enumerate(everyone):
+        if other["problem"] is not None:
+            own = rank == dist.get_rank(group)
+            raise ValueError(other["problem"] if own else f"rank {rank}: {other['problem']}")
+    first = everyone[0]["digests"]
+    ranks = [rank for rank, other in enumerate(everyone) if other["digests"] != first]
+    if ranks:
+        names = {name for other in everyone for name in {**first, **other["digests"]}}
+        differing = sorted(
+            name for name in names if any(other["digests"].get(name) != first.get(name) for other in everyone)
+        )
+        raise ValueError(
+            f"masks must be the same on all ranks: rank {', '.join(map(str, ranks))} and rank 0 hold different masks "
+            f"for {_some(differing)}"
+        )
 
 
 def _some(names: Iterable[str]) -> str:

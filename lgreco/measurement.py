@@ -7,7 +7,7 @@ the group, so that every rank holds the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 
 from lgreco import _C, sketch
 from lgreco.candidates import Offers
-from lgreco.choice import Choice, Dense, LowRank, Quantize
+from lgreco.choice import LowRank
+from lgreco.factor_coding import FactorCoding
 from lgreco.masks import LayerMask
 from lgreco.peers import Peers
 from lgreco.plan import matrix_shape
@@ -24,7 +25,6 @@ from lgreco.sampling import Sample, deal, sample_of
 
 Array = npt.NDArray[np.float64]
 _Sketched = tuple[sketch.Spectrum | sketch.MaskedSpectrum, torch.Tensor, torch.Tensor]  # with C and V
-_LARGEST_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Meter:
         owed = 0.0 if meeting.owed is None else meeting.owed.double().numpy()
         judged[-2] = norm if spectrum is None else spectrum[0].squared_norm
         judged[-1] = float(np.square(exact + owed - delivered).sum()) * sample.scale
-        coding = _Coding(spectrum, self._seed) if spectrum is not None else None
+        coding = FactorCoding(spectrum[1], spectrum[2], self._seed) if spectrum is not None else None
         for column in np.flatnonzero(self._offers.offered[row]):
             choice = self._offers.choices[column]
             if self._offers.exact(row, int(column)):
@@ -248,48 +248,6 @@ class _Meeting:
                 total += rank.numpy()
             self._mean = total / len(self.ranks)
         return self._mean
-
-
-class _Coding:
-    """Relative squared error of coded factors, found by coding the sketch's own."""
-
-    def __init__(self, spectrum: _Sketched, seed: int) -> None:
-        _, c, v = spectrum
-        turn = torch.linalg.eigh(c.double().T @ c.double()).eigenvectors.flip(1).float()
-        self._factors = {"p": c @ turn, "q": v @ turn}
-        self._seed = seed
-        self._known: dict[tuple[str, str], float] = {}
-
-    def of(self, choice: LowRank) -> float:
-        """Of a P column plus that of a Q column."""
-        q = choice.factors if choice.q == "same" else choice.q
-        return self._side("p", choice.factors) + self._side("q", q)
-
-    def _side(self, side: str, values: str) -> float:
-        if values == "fp32":
-            return 0.0
-        if (side, values) not in self._known:
-            self._known[side, values] = _coding_error(self._factors[side], values, self._seed)
-        return self._known[side, values]
-
-
-def _coding_error(factor: torch.Tensor, values: str, seed: int) -> float:
-    """Squared error of a factor's columns, [length, width], each taken at unit length; mean over the columns."""
-    length = factor.shape[0]
-    norms = factor.norm(dim=0)
-    there = norms > norms.max() * 1e-6
-    if not bool(there.any()):
-        return 0.0
-    blocks = max(-(-length // _LARGEST_BLOCK), 1)
-    block = -(-length // (blocks * 32)) * 32
-    padded = torch.zeros(int(there.sum()), -(-length // block) * block, dtype=torch.float32)
-    padded[:, :length] = (factor[:, there] / norms[there]).T
-    if values.startswith("int"):
-        coded: Choice = Quantize(bits=int(values.removeprefix("int")), block=block, grid="symmetric")
-    else:
-        coded = Dense(values)
-    simulate: Callable[..., float] = _C.simulate_choice
-    return simulate(coded.to_native(), [padded.reshape(-1)], seed) / padded.shape[0]
 
 
 def _overlap(sample: Sample, offset: int, numel: int) -> list[tuple[int, int, int]]:

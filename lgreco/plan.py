@@ -35,7 +35,8 @@ class Plan(Mapping[str, Choice]):
     """Layer name -> choice, in the order of the layers.
 
     Immutable. Two plans are equal, of one hash, where layers (with shape, dtype and what is kept), choices and order
-    are the same. The YAML form is versioned and holds shapes and dtypes, so that a plan is not taken for another model's unnoticed.
+    are the same. The YAML form is versioned and holds shapes and dtypes, so that a plan is not taken for another
+    model's unnoticed.
     """
 
     def __init__(self, layers: Iterable[PlannedLayer]) -> None:

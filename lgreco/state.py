@@ -189,18 +189,8 @@ class State:
         if self._engine is None:  # the layers are not known yet
             self._pending_masks.update({name: mask.clone() for name, mask in masks.items()})
             return
-        updated, problem = None, None
-        try:
-            updated = masking.update(self._masks, masks, self._layers)
-        except ValueError as error:
-            problem = str(error)
-        if self._cpu_group is not None:
-            masking.agree(self._cpu_group, updated, problem)
-        if updated is None:
-            raise ValueError(problem)
-        if {name: mask.digest() for name, mask in updated.items()} == {
-            name: mask.digest() for name, mask in self._masks.items()
-        }:
+        updated = masking.update_on_all(self._cpu_group, self._masks, masks, self._layers)
+        if masking.digests(updated) == masking.digests(self._masks):
             return
         steps = int(self._engine.stats()["steps"])
         if self._controller is not None:

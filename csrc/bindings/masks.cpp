@@ -3,6 +3,10 @@
 #include <ATen/ops/zeros.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
 #include "bindings/bindings.h"
 #include "bindings/masks_from.h"
 #include "core/error.h"
@@ -22,16 +26,17 @@ void check_bits(const at::Tensor& bits, int64_t numel) {
 std::pair<at::Tensor, int64_t> pack_mask(const at::Tensor& mask) {
   require(mask.scalar_type() == at::kBool || mask.scalar_type() == at::kByte,
           "a mask must be bool or uint8, got ", mask.scalar_type());
-  const at::Tensor flat = mask.cpu().contiguous();
-  const auto* kept = static_cast<const uint8_t*>(flat.const_data_ptr());
+  const at::Tensor flat = mask.to(at::kBool).cpu().contiguous();
+  const auto* kept = static_cast<const uint8_t*>(flat.const_data_ptr());  // 0 or 1 each
   const int64_t numel = flat.numel();
   at::Tensor bits = at::zeros({(numel + 7) / 8}, at::kByte);
   auto* out = bits.mutable_data_ptr<uint8_t>();
   int64_t count = 0;
-  for (int64_t i = 0; i < numel; ++i) {
-    const uint8_t bit = kept[i] != 0 ? 1 : 0;
-    out[i / 8] = static_cast<uint8_t>(out[i / 8] | bit << (i % 8));
-    count += bit;
+  for (int64_t i = 0; i < numel; i += 8) {
+    uint64_t bytes = 0;
+    std::memcpy(&bytes, kept + i, static_cast<size_t>(std::min<int64_t>(8, numel - i)));
+    out[i / 8] = static_cast<uint8_t>(bytes * 0x0102040810204080ULL >> 56);  // one bit of each byte
+    count += std::popcount(out[i / 8]);
   }
   return {bits, count};
 }

@@ -12,9 +12,14 @@ from training import batch_of, digest, everything, local_gradients, loss_of, mak
 
 import lgreco
 from lgreco import _C
+from lgreco.candidates import make_offers
 from lgreco.choice import parse
 from lgreco.layer import LayerInfo
-from lgreco.plan import wire_bytes
+from lgreco.masks import LayerMask
+from lgreco.measurement import Gradients, Meter
+from lgreco.peers import Peers
+from lgreco.plan import Plan, PlannedLayer, wire_bytes
+from lgreco.solver_config import SolverConfig
 
 MATRICES = ("wide.weight", "odd.weight", "narrow.weight", "out.weight")
 CHOICES = [
@@ -417,6 +422,40 @@ def _solver_resumed(rank: int, world_size: int) -> None:
 def test_a_solver_continues_with_masks_bit_for_bit() -> None:
     """Tables, plans and masks of a checkpoint belong together."""
     run(2, _solver_resumed)
+
+
+def _measured(rank: int, world_size: int, density: float) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    common = torch.Generator().manual_seed(99)
+    shape = (96, 200)
+    signal = torch.randn(96, 3, generator=common) @ torch.randn(3, 200, generator=common)
+    kept = torch.rand(shape, generator=common) < density
+    mask = LayerMask.of(kept)
+    layer = LayerInfo("w", shape, "fp32", mask.kept)
+    candidates = ["quantize(bits=4, block=64)", "lowrank(rank=2, factors=fp32)", "dense"]
+    settings = SolverConfig(candidates=candidates, reference=candidates[0])
+    offers = make_offers(settings, Plan([PlannedLayer(layer, parse("dense"), "")]), [True], world_size, "fp32")
+    meter = Meter(offers, Peers(dist.new_group(backend="gloo")), 5, {"w": mask})
+    own = (signal + torch.randn(shape, generator=generator))[kept]
+    everyone = [torch.empty_like(own) for _ in range(world_size)]
+    dist.all_gather(everyone, own)
+    mean = torch.stack(everyone).double().mean(0).float()
+    row = meter.measure(Gradients(3, [0], [own], [mean], [None]))[0]
+    errors = {str(choice): float(error) for choice, error in zip(offers.choices, row.errors, strict=True)}
+    whole = torch.zeros(shape)
+    whole[kept] = mean
+    u, s, vt = torch.linalg.svd(whole, full_matrices=False)
+    best = ((u[:, :2] * s[:2]) @ vt[:2])[kept]
+    assert errors[candidates[1]] == pytest.approx(float((mean - best).square().sum()), rel=0.1)
+    simulated = _C.simulate_choice(parse(candidates[0]).to_native(), everyone, 8)
+    assert errors[candidates[0]] == pytest.approx(simulated, rel=1e-6)
+    assert row.squared_norm == pytest.approx(float(mean.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.7])
+def test_tables_measure_kept_elements(density: float) -> None:
+    """Quantisation of the run; low rank of the masked matrix, at what is kept of it."""
+    run(2, _measured, density)
 
 
 def _watched(rank: int, world_size: int, choice: str) -> None:

@@ -111,6 +111,7 @@ class Controller:
     def remeasure(self, steps: int) -> None:
         """Asks for a table of what is exchanged now, at once; after `adopt` and once the engine knows its masks."""
         self._port.forget()
+        self._log.masked(steps, self._offers.layers)
         if not self._slices or self._failure is not None:
             return
         table = self._ask(max(steps, self._next_begin(0)))

@@ -1,6 +1,8 @@
 // Masked layers between ranks that are threads: what is kept travels, and nothing else changes.
 #include <gtest/gtest.h>
 
+#include <ATen/ATen.h>
+
 #include <algorithm>
 #include <map>
 
@@ -136,6 +138,7 @@ TEST_P(MaskedLossyExchange, ResidualsOfWhatStaysMoveAndOthersStartAtZero) {
       LaneExchange& exchange = *world.ranks[rank];
       exchange.settle();
       std::map<int32_t, std::vector<double>> expected;
+      std::map<std::pair<int32_t, int>, at::Tensor> warm;
       for (const int32_t layer : {0, 5}) {
         expected[layer] = owed_by(exchange, *world.plan, rank, layer);
         for (size_t i = 0; i < expected[layer].size(); ++i) {
@@ -147,7 +150,17 @@ TEST_P(MaskedLossyExchange, ResidualsOfWhatStaysMoveAndOthersStartAtZero) {
         EXPECT_TRUE(std::any_of(expected[layer].begin(), expected[layer].end(),
                                 [](double value) { return value != 0.0; }));
       }
+      for (const int32_t layer : {0, 5}) {
+        for (const int side : {0, 1}) {
+          const at::Tensor factor = exchange.residuals().of_factor(*world.plan, layer, side);
+          if (factor.defined()) warm[{layer, side}] = factor.clone();
+        }
+      }
       exchange.change_plan(next);
+      for (const auto& [place, factor] : warm) {
+        EXPECT_TRUE(factor.any().item<bool>());
+        EXPECT_TRUE(factor.equal(exchange.residuals().of_factor(*next, place.first, place.second)));
+      }
       for (const auto& [layer, values] : expected) {
         const std::vector<double> moved = owed_by(exchange, *next, rank, layer);
         for (size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(moved[i], values[i], 1e-6);

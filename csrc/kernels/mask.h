@@ -1,7 +1,7 @@
 // Masked layers on the CPU: their kept elements gathered into a dense run, and scattered back.
 //
 // A mask has one bit an element, 1 where it is kept, in words of 64, the lowest bit first. Elements are
-// moved, never computed with, so only their size matters: 2 or 4 bytes.
+// moved, never computed with, so only their size matters: 2 or 4 bytes. They are aligned to it.
 #pragma once
 
 #include <cstdint>

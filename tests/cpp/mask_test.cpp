@@ -76,7 +76,8 @@ void for_each_case(const Body& body) {
         for (const int64_t first : {0, 1, 63, 64, 130}) {
           SCOPED_TRACE(std::to_string(bytes) + " bytes, " + std::to_string(percent) + " %, numel " +
                        std::to_string(numel) + " from " + std::to_string(first));
-          Case tried(random_mask(first + numel + 70, percent, seed), first, numel, bytes, seed % 5 * 2);
+          Case tried(random_mask(first + numel + 70, percent, seed), first, numel, bytes,
+                     seed % 5 * bytes);
           ++seed;
           body(tried);
           if (::testing::Test::HasFailure()) return;
@@ -91,7 +92,7 @@ TEST(Mask, EveryLevelGathersAndScattersKeptElements) {
     const WithLevel guard(level);
     SCOPED_TRACE(name_of(level));
     for_each_case([](const Case& tried) {
-      Buffer run(tried.run.bytes(), 6), dense(tried.dense.bytes(), 2);
+      Buffer run(tried.run.bytes(), 12), dense(tried.dense.bytes(), 4);
       mask_gather(tried.span, tried.dense.data(), tried.bytes, run.data());
       EXPECT_TRUE(run == tried.run);
       mask_scatter(tried.span, tried.run.data(), tried.bytes, dense.data());

@@ -13,7 +13,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,10 @@ import torch
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
-from lgreco.measurement import Gradients, Meter, Row
+from lgreco.masks import LayerMask
+from lgreco.measurement import Gradients, Meter
 from lgreco.peers import Peers
+from lgreco.pending_table import PendingTable, unpack_rows
 from lgreco.plan import Plan
 from lgreco.plan_log import PlanLog
 from lgreco.plan_port import PlanPort
@@ -32,17 +33,6 @@ from lgreco.solver_config import SolverConfig
 
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
-
-
-@dataclass
-class _Table:
-    """A table in the making: which slice comes from which step, and what has been measured so far."""
-
-    begin: int
-    slices: dict[int, list[int]]
-    effective_step: int
-    rows: dict[int, Row] = field(default_factory=dict)
-    measure_ms: float = 0.0
 
 
 class Controller:
@@ -74,13 +64,12 @@ class Controller:
         self._peers = peers
         self._log = log
         self._warmup_steps = warmup_steps
+        self._seed = seed
         self._port = PlanPort(engine)
-        self._meter = Meter(offers, peers, seed)
         self._planner = Planner(offers, settings, peers.world_size)
-        numels = [layer.numel for layer in offers.layers]
-        self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
+        self._learn(offers, {})
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
-        self._table: _Table | None = None
+        self._table: PendingTable | None = None
         self._progress = threading.Condition()
         self._failure: Exception | None = None
         self._warned = False
@@ -96,6 +85,47 @@ class Controller:
         if self._slices:
             self._table = self._ask(self._next_begin(steps))
             self._thread.start()
+
+    def adopt(self, offers: Offers, masks: Mapping[str, LayerMask], steps: int) -> list[Choice]:
+        """Other elements are exchanged from now on, after `steps` steps; call `wait` before.
+
+        What was measured of the old ones is dropped, and with it plans that are not in force yet. Layers keep the
+        choices that are in force; where one of them costs more than sending what is kept, the reference plan's choice
+        takes its place. Returns the choices, the same on every rank.
+        """
+        before, columns = self._offers, self._columns_at(steps)
+        known = {choice: column for column, choice in enumerate(offers.choices)}
+        wanted = [known.get(before.choices[column], -1) for column in columns]
+        columns = tuple(
+            column if column >= 0 and offers.offered[row, column] else offers.reference[row]
+            for row, column in enumerate(wanted)
+        )
+        planner = Planner(offers, self._settings, self._peers.world_size)
+        planner.load({**self._planner.state(), "history": []})
+        with self._progress:
+            self._planner = planner
+            self._learn(offers, masks)
+            self._plans, self._table = [(0, columns)], None
+        return self._choices(columns)
+
+    def remeasure(self, steps: int) -> None:
+        """Asks for a table of what is exchanged now, at once; after `adopt` and once the engine knows its masks."""
+        self._port.forget()
+        self._log.masked(steps, self._offers.layers)
+        if not self._slices or self._failure is not None:
+            return
+        table = self._ask(max(steps, self._next_begin(0)))
+        with self._progress:
+            self._table = table
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def _learn(self, offers: Offers, masks: Mapping[str, LayerMask]) -> None:
+        """What follows from the layers and their masks."""
+        self._offers = offers
+        self._meter = Meter(offers, self._peers, self._seed, masks)
+        numels = [layer.sent_numel for layer in offers.layers]
+        self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._settings.window) if rows]
 
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps."""
@@ -131,7 +161,7 @@ class Controller:
                 **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
                 "planner": None if failed else self._planner.state(),
-                "table": None if failed or table is None else _pack(table),
+                "table": None if failed or table is None else table.pack(),
             }
 
     def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
@@ -183,7 +213,7 @@ class Controller:
         return self._failure is not None or table is None or not any(step < steps for step in table.slices)
 
     def _columns_at(self, steps: int) -> tuple[int, ...]:
-        return next(columns for step, columns in reversed(self._plans) if step <= steps)
+        return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])
 
     def _next_begin(self, steps: int) -> int:
         """Tables begin every `interval` steps, the first so that its plan takes effect at the end of warm-up."""
@@ -192,14 +222,14 @@ class Controller:
         late = max(0, steps - first)
         return first + -(-late // self._settings.interval) * self._settings.interval
 
-    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> _Table:
+    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> PendingTable:
         """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
         slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
         if not slices:
             return self._ask(self._next_begin(steps), steps)
-        table = _Table(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
+        table = PendingTable(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
         if saved is not None:
-            table.rows = _unpack(saved)
+            table.rows = unpack_rows(saved)
         for step, rows in slices.items():
             self._port.watch(step, rows)
         self._port.promise(table.effective_step)
@@ -232,7 +262,7 @@ class Controller:
             del table.slices[step]
             self._progress.notify_all()
 
-    def _conclude(self, table: _Table, step: int) -> None:
+    def _conclude(self, table: PendingTable, step: int) -> None:
         present = self._columns_at(table.effective_step)
         warm = table.begin >= self._warmup_steps
         in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
@@ -253,7 +283,7 @@ class Controller:
                 self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
             self._table = following
 
-    def _note(self, decision: Decision, table: _Table, present: Sequence[int]) -> None:
+    def _note(self, decision: Decision, table: PendingTable, present: Sequence[int]) -> None:
         plan = self._offers.plan(decision.columns, "solver")
         before = self._offers.plan(present, "solver")
         self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
@@ -280,14 +310,3 @@ class Controller:
         self._port.release()
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
-
-
-def _pack(table: _Table) -> dict[str, Any]:
-    return {
-        "begin": table.begin,
-        "rows": [[row, each.errors.tolist(), each.squared_norm, each.realised] for row, each in table.rows.items()],
-    }
-
-
-def _unpack(saved: Mapping[str, Any]) -> dict[int, Row]:
-    return {row: Row(np.array(errors), norm, realised) for row, errors, norm, realised in saved["rows"]}

@@ -30,7 +30,7 @@ def layer_weights(table: ErrorTable, norm: str) -> Array:
     """float64 [L]: what one unit of a layer's `distances` counts in the norm."""
     if norm != "adam":
         return np.ones(len(table.layers))
-    numel = np.array([layer.numel for layer in table.layers], np.float64)
+    numel = np.array([layer.sent_numel for layer in table.layers], np.float64)  # errors and norms are of what is kept
     worst = np.nanmax(table.squared_errors, axis=1, initial=0.0)
     scale = np.where(table.squared_norms > 0, table.squared_norms, worst)  # of a zero gradient: what coding it costs
     return np.sqrt(np.divide(numel, scale, out=np.zeros_like(scale), where=scale > 0))

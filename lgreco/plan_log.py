@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from lgreco.candidates import Offers
 from lgreco.config import Config
 from lgreco.error_table import ErrorTable
 from lgreco.info import build_record
+from lgreco.layer import LayerInfo
 from lgreco.plan import Plan
 from lgreco.planner import Decision
 from lgreco.record import Realised, Recorder, Solve, Start
@@ -78,6 +79,12 @@ class PlanLog:
     def resume(self, step: int) -> None:
         """The run goes on after `step` steps."""
         self._recorder.resume(step)
+
+    def masked(self, step: int, layers: Sequence[LayerInfo]) -> None:
+        """Notes that other elements are exchanged from now on."""
+        numel, kept = sum(layer.numel for layer in layers), sum(layer.sent_numel for layer in layers)
+        count = sum(layer.kept is not None for layer in layers)
+        self._recorder.note(step, f"masks on {count} layers: {kept / max(numel, 1):.1%} of all elements are exchanged")
 
     def failed(self, trace: str) -> None:
         """Notes why there are no more plans."""

@@ -142,6 +142,7 @@ class Solve(Kind):
         layer_weights: layer -> what one unit of its error, a squared L2 distance or for `l2` an L2 distance, counts in
             budget and predicted_error; layers that are not there count 1.
         table: name of the file with the error table; None where it was not kept.
+        kept: layer -> elements that its mask keeps; layers without a mask are not in it.
     """
 
     kind: ClassVar[str] = "solve"
@@ -162,6 +163,7 @@ class Solve(Kind):
     norm: str = _as(_text, default="squared")
     layer_weights: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
     table: str | None = _as(_maybe(_text), default=None)
+    kept: Mapping[str, int] = _as(_mapping(_whole), default_factory=dict)
 
     @classmethod
     def of(
@@ -199,6 +201,7 @@ class Solve(Kind):
             dense_bytes=ring_bytes([planned.layer for planned in plan.planned], table.world_size),
             layer_bytes=dict(zip(names, costs, strict=True)),
             layer_errors=dict(zip(names, errors, strict=True)),
+            kept={p.layer.name: p.layer.kept for p in plan.planned if p.layer.kept is not None},
             layer_weights=dict(zip(names, counts, strict=False)),
             **fields,
         )

@@ -6,6 +6,7 @@ import atexit
 import gc
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgreco import _C, checkpoint
+from lgreco import masks as masking
 from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.layer import LayerInfo, layer_of
+from lgreco.masks import LayerMask
 from lgreco.peers import Peers
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
@@ -55,6 +58,8 @@ class State:
         self._cpu_group: dist.ProcessGroup | None = None
         self._plan: Plan | None = None
         self._layers: list[LayerInfo] = []
+        self._masks: dict[str, LayerMask] = {}
+        self._pending_masks: dict[str, torch.Tensor] = {}
         self._pending: Mapping[str, Any] | None = None
         self._closed = False
         self._faults: Any = None
@@ -110,7 +115,7 @@ class State:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's residuals and step count; every rank saves its own, or all use `gather`.
+        """This rank's residuals, step count and masks; every rank saves its own, or all use `gather`.
 
         Call it between steps. What the last step left is committed by it, so `discard` comes before.
 
@@ -119,7 +124,7 @@ class State:
         """
         if self._controller is not None:
             self._controller.wait(self._engine.committed_steps())
-        packed = checkpoint.pack(self._engine, self.config, self._layers, self.rank, self.world_size)
+        packed = checkpoint.pack(self._engine, self.config, self._layers, self._masks, self.rank, self.world_size)
         if self._controller is not None:
             packed["solver"] = self._controller.state()
         return packed
@@ -139,7 +144,7 @@ class State:
         each new rank's residual is the mean of the old senders' residuals plus the owners' residuals, so that what is
         still to be added to the averaged gradient is kept (sum over ranks / world size); at W' = 1 nothing is exchanged
         and nothing kept. A state without per-rank parts sets the step count; residuals then start at zero, with one
-        warning.
+        warning. Masks become those of the state; one that was saved before there were masks leaves them as they are.
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.
@@ -149,12 +154,65 @@ class State:
             self._pending = state  # the layers are not known yet
             return
         controller = self._controller
+        masks = masking.unpack(state["masks"], self._layers) if "masks" in state else self._masks
 
         def load_plans() -> None:
+            if masks or self._masks:
+                self._put_masks(masks)
             if controller is not None:
                 controller.load(state.get("solver"), state["steps"])
 
         checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size, load_plans)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Layer name -> bool tensor of the layer's shape, true where kept; layers of which all is kept are left out."""
+        shapes = {layer.name: layer.shape for layer in self._layers}
+        return {name: mask.tensor().view(shapes[name]) for name, mask in self._masks.items()}
+
+    def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """From the next step on, only what these masks keep is exchanged; gradients become zero elsewhere.
+
+        Collective: call it on every rank between the same two steps, after `optimizer.step()` (and `discard`), before
+        the next forward. Layers that are not named keep their mask; one that keeps everything ends masking. Residuals
+        move: what is pruned now is dropped, what has grown again starts at zero. A solver drops what it has measured
+        and not yet put in force, and measures anew at once. With one rank nothing is exchanged: gradients stay whole.
+
+        Args:
+            masks: layer name (as in DDP's module, without `module.`) -> bool or uint8 of the parameter's shape, on any
+                device; true where kept.
+
+        Raises:
+            ValueError: on every rank, and nothing has changed: for a name, shape or dtype that does not fit, or masks
+                that differ between ranks; names the layers and the ranks.
+        """
+        if self._engine is None:  # the layers are not known yet
+            self._pending_masks.update({name: mask.clone() for name, mask in masks.items()})
+            return
+        updated = masking.update_on_all(self._cpu_group, self._masks, masks, self._layers)
+        if masking.digests(updated) == masking.digests(self._masks):
+            return
+        steps = int(self._engine.stats()["steps"])
+        if self._controller is not None:
+            self._controller.wait(steps)
+        self._put_masks(updated, steps)
+        if self._controller is not None:
+            self._controller.remeasure(steps)
+
+    def _put_masks(self, masks: dict[str, LayerMask], steps: int = 0) -> None:
+        """Layers, costs and the engine follow the masks."""
+        self._masks = masks
+        self._layers = [
+            replace(layer, kept=masks[layer.name].kept if layer.name in masks else None) for layer in self._layers
+        ]
+        self._plan = resolve(self.config, self._layers)
+        offers = self._offers(self._plan)
+        if offers is not None and self._controller is not None:
+            choices = self._controller.adopt(offers, masks, steps)
+        else:
+            choices = [planned.choice for planned in self._plan.planned]
+        packed = [masks[layer.name].packed() if layer.name in masks else None for layer in self._layers]
+        self._engine.set_masks(packed, [choice.to_native() for choice in choices])
 
     def note_step(self, loss: float | None = None, step_ms: float | None = None) -> None:
         """Adds a step to the record (`solver.record`): bytes and codec time, and what the caller knows of it.
@@ -203,6 +261,9 @@ class State:
         if self._pending is not None:
             self.load_state_dict(self._pending)
             self._pending = None
+        if self._pending_masks:
+            self.set_masks(self._pending_masks)
+            self._pending_masks = {}
 
     def _start(self, ddp: DistributedDataParallel, scaler: Any) -> None:
         named = _named_parameters(ddp)

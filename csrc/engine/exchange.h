@@ -64,6 +64,8 @@ class Exchange {
 
   /// Zero residuals under `plan`, as before the first step.
   virtual void restart(std::shared_ptr<const Plan> plan) = 0;
+  /// Settles, then moves residuals to `plan`, which is that of the next step.
+  virtual void change_plan(std::shared_ptr<const Plan> plan) = 0;
   /// The plan that residuals() is laid out by.
   virtual const Plan& plan() const = 0;
   /// By which the engine finds the plan in force for the next step. Where only the device knows

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
-import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from lgreco.agreement import make_cpu_group
 from lgreco.calibration import Calibration
 from lgreco.calibration_cache import Kept, calibrate
-from lgreco.demo.ranks import joined, launched_rank
+from lgreco.demo.ranks import joined
+from lgreco.plan_commands import readable_errors
 from lgreco.quantities import bytes_text
 
 
@@ -21,21 +23,19 @@ from lgreco.quantities import bytes_text
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of a table.")
 def calibrate_command(refresh: bool, as_json: bool) -> None:
     """Measure what an exchange takes on these hosts (torchrun ... -m lgreco calibrate)."""
-    if launched_rank() is None:
-        raise click.ClickException("start it on all hosts: torchrun ... -m lgreco calibrate")
-    with joined("auto") as ranks:
-        if ranks.world_size == 1:
-            raise click.ClickException("one rank exchanges nothing: start at least two")
+    with readable_errors(), joined("auto") as ranks:
         group = dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup), "joined makes it"
-        cpu_group = dist.new_group(backend="gloo")
-        kept = calibrate(group, cpu_group, torch.device(ranks.device), refresh=refresh)
+        if ranks.world_size == 1:
+            raise ValueError("one rank exchanges nothing: start at least two, torchrun ... -m lgreco calibrate")
+        kept = calibrate(group, make_cpu_group(group), ranks.device, refresh=refresh)
         if not ranks.leads:
             return
         if as_json:
             click.echo(json.dumps(kept.calibration.to_dict()))
         else:
-            Console().print(calibration_table(kept.calibration, _title(kept)))
+            console = Console(width=None if sys.stdout.isatty() else 120)
+            console.print(calibration_table(kept.calibration, _title(kept)))
 
 
 def calibration_table(calibration: Calibration, title: str) -> Table:

@@ -198,7 +198,11 @@ def _allreduce(
     group: dist.ProcessGroup, device: torch.device, rows: int
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     flat = torch.zeros(rows * _COLUMNS, device=device)
-    return lambda: dist.all_reduce(flat, group=group), lambda: None
+
+    def act() -> None:
+        dist.all_reduce(flat, group=group)
+
+    return act, lambda: None
 
 
 def _exchange(

@@ -21,6 +21,7 @@ import torch
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
+from lgreco.link_watch import LinkWatch
 from lgreco.measurement import Gradients, Meter, Row
 from lgreco.peers import Peers
 from lgreco.plan import Plan
@@ -56,6 +57,7 @@ class Controller:
         log: takes note of what happens.
         seed: of all draws.
         warmup_steps: dense steps before any plan.
+        watch: where plans are priced in seconds, what keeps the prices right.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Controller:
         *,
         seed: int,
         warmup_steps: int,
+        watch: LinkWatch | None = None,
     ) -> None:
         self._offers = offers
         self._settings = settings
@@ -76,7 +79,8 @@ class Controller:
         self._warmup_steps = warmup_steps
         self._port = PlanPort(engine)
         self._meter = Meter(offers, peers, seed)
-        self._planner = Planner(offers, settings, peers.world_size)
+        self._watch = watch
+        self._planner = Planner(offers, settings, peers.world_size, None if watch is None else watch.pricing)
         numels = [layer.numel for layer in offers.layers]
         self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
@@ -131,6 +135,7 @@ class Controller:
                 **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
                 "planner": None if failed else self._planner.state(),
+                "prices": None if failed or self._watch is None else self._watch.state(),
                 "table": None if failed or table is None else _pack(table),
             }
 
@@ -152,6 +157,8 @@ class Controller:
                 self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
                 if state["planner"] is not None:
                     self._planner.load(state["planner"])
+                if self._watch is not None and state.get("prices") is not None:
+                    self._watch.load(state["prices"])
         first, *later = self._plans
         self._port.replace(self._choices(first[1]))
         for step, columns in later:
@@ -226,6 +233,8 @@ class Controller:
             begun = time.perf_counter()
             table.rows.update(self._meter.measure(gradients))
             table.measure_ms += (time.perf_counter() - begun) * 1e3
+        if self._watch is not None:
+            self._watch.sample()
         if len(table.slices) == 1:
             self._conclude(table, step)
         with self._progress:
@@ -236,6 +245,8 @@ class Controller:
         present = self._columns_at(table.effective_step)
         warm = table.begin >= self._warmup_steps
         in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
+        if self._watch is not None:
+            self._log.forecast(self._watch.agree(step, in_force if warm else None))
         decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
         self._agree(decision.columns)
         if decision.problem is not None and not self._warned:

@@ -16,13 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgreco import _C, checkpoint
 from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
+from lgreco.arrivals import ArrivalClock
+from lgreco.auto import Verdict, decide, dense_plan
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
+from lgreco.cost_model import MIB
 from lgreco.layer import LayerInfo, layer_of
+from lgreco.link_watch import LinkWatch
 from lgreco.peers import Peers
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
+from lgreco.pricing import Pricing
 from lgreco.replay import Replay
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
@@ -59,6 +64,7 @@ class State:
         self._closed = False
         self._faults: Any = None
         self._controller: Controller | Replay | None = None
+        self._verdict: Verdict | None = None
 
     @property
     def rank(self) -> int:
@@ -69,6 +75,11 @@ class State:
     def world_size(self) -> int:
         """Ranks in DDP's group."""
         return dist.get_world_size(self._group)
+
+    @property
+    def registered(self) -> bool:
+        """Whether lgreco exchanges the gradients: false where the config is not enabled, or `auto` left DDP alone."""
+        return self.config.enabled and (self._verdict is None or self._verdict.registered)
 
     @property
     def plan(self) -> Plan:
@@ -101,7 +112,7 @@ class State:
         )
         residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
         return {
-            "wire_bytes": native["wire_bytes"],
+            "wire_bytes": native["wire_bytes"] if self.registered else dense_bytes,
             "dense_bytes": dense_bytes,
             "steps": native["steps"],
             "residual_bytes_per_parameter": residual,
@@ -219,6 +230,11 @@ class State:
         offers = self._offers(self._plan)
         if offers is not None:
             self._plan = offers.plan(offers.reference, "reference")
+        if self.config.auto and self._cpu_group is not None:
+            self._judge(ddp, parameters[0].device, offers)
+            if not self.registered:
+                self._leave_cpu_group()
+                return
         self._engine = _C.Engine(
             _settings(self.config, ddp.process_group),
             self._cpu_group,
@@ -230,7 +246,7 @@ class State:
             self._faults,
         )
         if offers is not None:
-            self._controller = self._make_controller(offers)
+            self._controller = self._make_controller(offers, parameters, ddp.bucket_bytes_cap / MIB)
             self._controller.start()
 
     def _offers(self, plan: Plan) -> Offers | None:
@@ -241,20 +257,56 @@ class State:
         free = [is_free(self.config, layer) for layer in self._layers]
         return make_offers(solver, plan, free, self.world_size, self.config.residual)
 
-    def _make_controller(self, offers: Offers) -> Controller | Replay:
+    def _judge(self, ddp: DistributedDataParallel, device: torch.device, offers: Offers | None) -> None:
+        """Decides whether lgreco is registered at all, and about layers that are faster dense; collective."""
+        assert self._plan is not None, "resolved before"
+        assert self._cpu_group is not None, "there are several ranks"
+        solver = self.config.solver
+        self._verdict = decide(
+            ddp.process_group,
+            self._cpu_group,
+            device,
+            self._plan,
+            ddp.bucket_bytes_cap / MIB,
+            solved=offers is not None,
+            replayed=None if solver is None else solver.plan_replay,
+        )
+        self._plan = self._verdict.plan
+        if self.registered:
+            return
+        self._plan = dense_plan(self._plan, "auto: DDP's own is faster here")
+        if offers is not None and solver is not None and solver.plan_replay is None:
+            log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
+            log.forecast(self._verdict.forecast())
+            log.close()
+
+    def _watch(self, offers: Offers, parameters: list[nn.Parameter], cap_mb: float, peers: Peers) -> LinkWatch | None:
+        """What prices plans in seconds; None where they are priced in bytes."""
+        calibration = None if self._verdict is None else self._verdict.calibration
+        if calibration is None:
+            return None
+        pricing = Pricing(offers, calibration, cap_mb)
+        return LinkWatch(pricing, self._engine.stats, peers, len(parameters), ArrivalClock(parameters))
+
+    def _make_controller(self, offers: Offers, parameters: list[nn.Parameter], cap_mb: float) -> Controller | Replay:
         solver, group = self.config.solver, self._group
         assert solver is not None, "there are offers"
         assert group is not None, "DDP's group is known"
         if solver.plan_replay is not None:
             return Replay(offers, solver.plan_replay, self._engine)
+        peers = Peers(make_cpu_group(group, "lgreco-tables"))
+        log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
+        if self._verdict is not None:
+            log.forecast(self._verdict.forecast())
         return Controller(
             offers,
             solver,
             self._engine,
-            Peers(make_cpu_group(group, "lgreco-tables")),
-            PlanLog(self.config, solver, offers, self.rank, self.world_size),
+            peers,
+            log,
             seed=self.config.seed,
             warmup_steps=self.config.warmup_steps,
+            watch=self._watch(offers, parameters, cap_mb, peers),
         )
 
     def _register(self, ddp: DistributedDataParallel) -> None:
@@ -262,6 +314,8 @@ class State:
 
     def _run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self._engine is None:
+            if self.config.auto:
+                raise ValueError("auto decides before a hook is registered: use lgreco.attach(ddp, config)")
             self._bind(_ddp_of(self))
         future: torch.futures.Future[torch.Tensor] = self._engine.run(bucket)
         return future

@@ -75,6 +75,11 @@ class Calibration:
         """The same hosts on links `factor` times as fast."""
         return replace(self, allreduce=_faster(self.allreduce, factor), exchange=_faster(self.exchange, factor))
 
+    def with_overhead(self, factor: float) -> Calibration:
+        """The same links, latencies and codecs `factor` times as slow."""
+        slower = replace(self, allreduce=_later(self.allreduce, factor), exchange=_later(self.exchange, factor))
+        return replace(slower, codec_s=tuple((choice, factor * seconds) for choice, seconds in self.codec_s))
+
     def fingerprint(self) -> str:
         """64 hexadecimal digits, equal for equal calibrations on every rank."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
@@ -252,3 +257,7 @@ def _bytes(rows: int) -> int:
 
 def _faster(line: Line, factor: float) -> Line:
     return replace(line, bytes_per_s=line.bytes_per_s * factor)
+
+
+def _later(line: Line, factor: float) -> Line:
+    return replace(line, latency_s=line.latency_s * factor)

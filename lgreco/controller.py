@@ -31,6 +31,9 @@ from lgreco.planner import Decision, Planner
 from lgreco.sampling import slices_of
 from lgreco.solver_config import SolverConfig
 
+_QUIET_STEPS = 4
+"""Steps before a table in which the link is watched."""
+
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
 
@@ -207,10 +210,18 @@ class Controller:
         table = _Table(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
         if saved is not None:
             table.rows = _unpack(saved)
-        for step, rows in slices.items():
+        table.slices = self._quiet(begin, steps) | slices
+        for step, rows in table.slices.items():
             self._port.watch(step, rows)
         self._port.promise(table.effective_step)
         return table
+
+    def _quiet(self, begin: int, steps: int) -> dict[int, list[int]]:
+        """Steps before a table, under the plan in force, in which the link is watched and nothing is measured."""
+        if self._watch is None:
+            return {}
+        swapped = begin - self._settings.interval + self._settings.window - 1 + self._settings.lag
+        return {step: [] for step in range(max(steps, swapped, begin - _QUIET_STEPS), begin)}
 
     def _run(self) -> None:
         failure = None
@@ -230,11 +241,12 @@ class Controller:
         if table is None or step not in table.slices:
             return
         if isinstance(gradients, Gradients):  # of a dropped step nothing is known: its layers keep their choices
+            if self._watch is not None and step <= table.begin:  # later, measuring uses the link too
+                self._watch.sample()
             begun = time.perf_counter()
-            table.rows.update(self._meter.measure(gradients))
+            if table.slices[step]:
+                table.rows.update(self._meter.measure(gradients))
             table.measure_ms += (time.perf_counter() - begun) * 1e3
-        if self._watch is not None:
-            self._watch.sample()
         if len(table.slices) == 1:
             self._conclude(table, step)
         with self._progress:

@@ -1,8 +1,8 @@
 """The link watch: compares exchanges with their forecast while training runs, and lets prices follow the link.
 
-In each step that a table is measured in, the engine's counters are read; when the table is concluded, ranks agree on
-what they saw and change their prices alike. So a link that changes speed changes the next plan, on every rank, at the
-same step.
+In a few steps before each table is measured, the engine's counters are read; when the table is concluded, ranks agree
+on what they saw and change their prices alike. So a link that changes speed changes the next plan, on every rank, at
+the same step.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ class LinkWatch:
         predicted_busy_s, predicted_exposed_s = self.pricing.busy_s(columns), self.pricing.exposed_s(columns)
         before = self.pricing.bytes_per_s
         changed = self.pricing.observe(busy_s, columns)
-        text = f"link: {before / 1e6:.3g} -> {self.pricing.bytes_per_s / 1e6:.3g} MB/s" if changed else ""
+        text = ""
+        if changed and before == self.pricing.bytes_per_s:
+            text = f"latencies and codecs: {self.pricing.overhead:.3g} times as calibrated"
+        elif changed:
+            text = f"link: {before / 1e6:.3g} -> {self.pricing.bytes_per_s / 1e6:.3g} MB/s"
         return Forecast(
             step,
             registered=True,
@@ -82,7 +86,7 @@ class LinkWatch:
         )
 
     def _gathered(self) -> tuple[float, float, list[float] | None]:
-        """Busy seconds of the rank that waited least, exposed seconds of the slowest, arrivals of the slowest."""
+        """Busy and exposed seconds of the rank that waited least for others, arrivals of the slowest."""
         ready_s = None if self._arrivals is None else self._arrivals.ready_s()
         mine = [median(self._busy_ms or [0.0]) * 1e-3, median(self._exposed_ms or [0.0]) * 1e-3]
         mine += ready_s if ready_s is not None else [float("nan")] * self._layers
@@ -91,7 +95,7 @@ class LinkWatch:
         everyone = torch.stack(self._peers.gather(torch.tensor(mine, dtype=torch.float64)))
         ready = everyone[:, 2:].amax(dim=0)  # NaN where a rank does not know
         known = bool(torch.isfinite(ready).all())
-        return float(everyone[:, 0].min()), float(everyone[:, 1].max()), ready.tolist() if known else None
+        return float(everyone[:, 0].min()), float(everyone[:, 1].min()), ready.tolist() if known else None
 
     def state(self) -> dict[str, Any]:
         """Of the pricing, for a checkpoint."""

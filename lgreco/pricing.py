@@ -25,6 +25,8 @@ _HIDDEN_WEIGHT = 0.05
 """What a second costs that backward hides: something, so that bytes are not wasted there."""
 _DRIFT = 1.3
 """By which factor the exchange must be faster or slower than predicted before the link counts as changed."""
+_OVERHEAD = (0.1, 10.0)
+"""Between which factors latencies and codecs may differ in training from what calibration found."""
 _LEAST_WIRE_SHARE = 0.02
 """Of the predicted time on the wire that is taken for true however fast an exchange was: no link is infinite."""
 
@@ -43,6 +45,7 @@ class Pricing:
         self._calibrated = calibration
         self._cap_mb = cap_mb
         self._rate = 1.0
+        self._overhead: float | None = None
         self._ready_s: list[float] | None = None
         self._reprice()
 
@@ -55,6 +58,11 @@ class Pricing:
     def bytes_per_s(self) -> float:
         """What a rank's link carries in an exchange, as far as is known now."""
         return self._calibrated.exchange.bytes_per_s * self._rate
+
+    @property
+    def overhead(self) -> float:
+        """How many times as long as calibrated latencies and codecs take."""
+        return 1.0 if self._overhead is None else self._overhead
 
     def learn_arrivals(self, ready_s: Sequence[float]) -> None:
         """Takes when each layer's gradient becomes ready; the same on every rank. Without, nothing is hidden."""
@@ -79,7 +87,10 @@ class Pricing:
         return sum(self._bucket_s(columns))
 
     def observe(self, busy_s: float, columns: Sequence[int] | None) -> bool:
-        """Compares how long exchanges took with what was predicted, and follows the link where it has changed.
+        """Compares how long exchanges took with what was predicted, and follows what has changed.
+
+        Under the first compressed plan, what differs is taken for latencies and codecs, which compete with backward
+        for processors as they did not in calibration; from then on, as under dense steps, for the link.
 
         Args:
             busy_s: of one step, agreed over ranks; least over ranks, so that waiting for late ranks does not count.
@@ -90,26 +101,38 @@ class Pricing:
         """
         predicted = self.busy_s(columns)
         wire_s = self._sent_bytes(columns) / self.bytes_per_s
+        if columns is not None and self._overhead is None and predicted / _DRIFT < busy_s < predicted * _DRIFT:
+            self._overhead = 1.0
         if not busy_s > 0 or wire_s <= 0 or predicted / _DRIFT < busy_s < predicted * _DRIFT:
             return False
         rest_s = predicted - wire_s
+        if columns is not None and self._overhead is None:
+            low, high = _OVERHEAD
+            self._overhead = min(max((busy_s - wire_s) / max(rest_s, 1e-9), low), high)
+            self._reprice()
+            return True
         self._rate *= wire_s / max(busy_s - rest_s, _LEAST_WIRE_SHARE * wire_s)
         self._reprice()
         return True
 
     def state(self) -> dict[str, Any]:
         """Plain containers, for a checkpoint; the same on every rank."""
-        return {"calibration": self._calibrated.to_dict(), "rate": self._rate, "ready_s": self._ready_s}
+        return {
+            "calibration": self._calibrated.to_dict(),
+            "rate": self._rate,
+            "overhead": self._overhead,
+            "ready_s": self._ready_s,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state` gave, so that a resumed run makes the plans of one that was not stopped."""
         self._calibrated = Calibration.from_dict(state["calibration"])
-        self._rate, self._ready_s = state["rate"], state["ready_s"]
+        self._rate, self._overhead, self._ready_s = state["rate"], state["overhead"], state["ready_s"]
         self._reprice()
 
     def _reprice(self) -> None:
         layers = self._offers.layers
-        now = self._calibrated.at_rate(self._rate)
+        now = self._calibrated.at_rate(self._rate).with_overhead(self._overhead or 1.0)
         self._line = now.exchange
         self._seconds = np.full(self._offers.costs.shape, np.nan)
         for row, column in np.argwhere(self._offers.offered):

@@ -246,7 +246,7 @@ class Forecast(Kind):
         predicted_busy_ms: with at least one bucket under way, in a step.
         busy_ms: the same as measured, least over ranks; None before anything was.
         predicted_exposed_ms: from the last bucket's start to its end; None before arrivals are known.
-        exposed_ms: the same as measured, most over ranks.
+        exposed_ms: the same as measured, least over ranks.
         text: what changed, or what was decided, for people.
     """
 

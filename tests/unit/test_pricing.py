@@ -100,9 +100,21 @@ def test_a_link_as_predicted_changes_nothing_and_noise_neither() -> None:
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_a_link_of_another_speed_is_found_from_one_exchange(factor: float) -> None:
     now, then = pricing(1e6), pricing(1e6 * factor)
+    now.observe(now.busy_s(offers().reference), offers().reference)  # as calibrated
     assert now.observe(then.busy_s(offers().reference), offers().reference)
     assert now.bytes_per_s == pytest.approx(then.bytes_per_s)
     assert now.exposed_s(None) == pytest.approx(then.exposed_s(None))
+
+
+def test_what_differs_under_the_first_compressed_plan_is_latency_and_codecs() -> None:
+    now = pricing(1e6, latency_s=1.0, codec_s=1e-6)
+    plan = offers().reference
+    wire_s = pricing(1e6, latency_s=0.0).busy_s(plan)
+    rest_s = now.busy_s(plan) - wire_s
+    assert now.observe(wire_s + 3 * rest_s, plan)
+    assert now.bytes_per_s == 1e6
+    assert now.overhead == pytest.approx(3.0)
+    assert now.busy_s(plan) == pytest.approx(wire_s + 3 * rest_s)
 
 
 def test_prices_of_a_checkpoint_are_those_that_were_saved() -> None:
@@ -135,7 +147,7 @@ def test_the_watch_goes_by_the_rank_that_waited_least() -> None:
     assert forecast.text == ""
     assert forecast.busy_ms == pytest.approx(usual_ms)
     assert forecast.predicted_busy_ms == pytest.approx(usual_ms)
-    assert forecast.exposed_ms == pytest.approx(7.0)
+    assert forecast.exposed_ms == pytest.approx(5.0)
     assert not prices.knows_arrivals  # this rank has no arrivals to tell
 
 
@@ -148,6 +160,7 @@ def test_the_watch_follows_a_link_that_slows_down_and_the_plan_follows() -> None
     first = planner.decide(rows(errors), (-1,) * 3, made.reference, 0, 10)
     assert first.columns == (column("dense(dtype=fp32)"),) * 3
     slow_s = pricing(bytes_per_s=1e7, codec_s=4e-9).busy_s(None)
+    prices.observe(prices.busy_s(first.columns), first.columns)  # as calibrated
     watch = LinkWatch(prices, lambda: {"busy_ms": slow_s * 1e3}, Twins([slow_s, 0.0, *[float("nan")] * 3]), 3, None)
     watch.sample()
     assert watch.agree(100, first.columns).text == "link: 1e+03 -> 10 MB/s"

@@ -14,9 +14,9 @@ exchange with all others and share their node's link. tree: a node reduces its g
 that its link carries one copy.
 
 --check sets predictions against steps that benchmarks/step.py measured in the lab: compute is the measured
-compute_only, backward's shape that of the same GPT, the rate what a plain stream carried there. The lab's hosts share its cores, so
-what an exchange costs in processor time (as measured there, beyond compute_only's) cannot be hidden and is added. The
-error is stated for each row.
+compute_only, backward's shape that of the same GPT, the rate what a plain stream carried there. The lab's hosts share
+its cores, so what an exchange costs in processor time (as measured there, beyond compute_only's) cannot be hidden and
+is added. The error is stated for each row.
 """
 
 from __future__ import annotations

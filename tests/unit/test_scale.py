@@ -14,10 +14,10 @@ from calibrations import calibration
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import scale
-import scale_models
+import scale  # noqa: E402
+import scale_models  # noqa: E402
 
-from lgreco.cost_model import Line
+from lgreco.cost_model import Line  # noqa: E402
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lgreco.budget import error_weights
 from lgreco.candidates import Offers
 from lgreco.config import Config
 from lgreco.error_table import ErrorTable
@@ -59,6 +60,7 @@ class PlanLog:
             solve_ms=decision.solve_ms,
             measure_ms=measure_ms,
             norm=self._settings.norm,
+            weights=error_weights(table, self._settings),
         )
         self._recorder.solve(replace(solve, table=file))
 

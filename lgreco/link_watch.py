@@ -48,10 +48,11 @@ class LinkWatch:
         self._exposed_ms: list[float] = []
 
     def sample(self) -> None:
-        """Reads the counters after a step."""
+        """Reads the counters of the last step that is counted; there is none yet just after the first."""
         figures = self._figures()
-        self._busy_ms.append(float(figures.get("busy_ms", 0.0)))
-        self._exposed_ms.append(float(figures.get("exposed_ms", 0.0)))
+        if figures.get("busy_ms", 0.0) > 0:
+            self._busy_ms.append(float(figures["busy_ms"]))
+            self._exposed_ms.append(float(figures["exposed_ms"]))
 
     def agree(self, step: int, columns: Sequence[int] | None) -> Forecast:
         """Brings together what ranks saw since the last time; collective. Prices follow.
@@ -79,9 +80,9 @@ class LinkWatch:
             registered=True,
             bytes_per_s=self.pricing.bytes_per_s,
             predicted_busy_ms=predicted_busy_s * 1e3,
-            busy_ms=busy_s * 1e3,
+            busy_ms=busy_s * 1e3 if busy_s > 0 else None,
             predicted_exposed_ms=predicted_exposed_s * 1e3,
-            exposed_ms=measured_exposed_s * 1e3,
+            exposed_ms=measured_exposed_s * 1e3 if busy_s > 0 else None,
             text=text,
         )
 

@@ -24,7 +24,7 @@ SOLVER = {"reference": "quantize(bits=4)", "families": ["quantize", "dense"], "i
 
 
 def config(record: Path, **solver: Any) -> dict[str, Any]:
-    return {"auto": True, "warmup_steps": 4, "solver": {**SOLVER, "record": str(record), **solver}}
+    return {"auto": True, "warmup_steps": 8, "solver": {**SOLVER, "record": str(record), **solver}}
 
 
 def measured_as(allreduce_bytes_per_s: float, exchange_bytes_per_s: float) -> Any:

@@ -161,7 +161,9 @@ def test_the_watch_follows_a_link_that_slows_down_and_the_plan_follows() -> None
     assert first.columns == (column("dense(dtype=fp32)"),) * 3
     slow_s = pricing(bytes_per_s=1e7, codec_s=4e-9).busy_s(None)
     prices.observe(prices.busy_s(first.columns), first.columns)  # as calibrated
-    watch = LinkWatch(prices, lambda: {"busy_ms": slow_s * 1e3}, Twins([slow_s, 0.0, *[float("nan")] * 3]), 3, None)
+    watch = LinkWatch(
+        prices, lambda: {"busy_ms": slow_s * 1e3, "exposed_ms": 1.0}, Twins([slow_s, 0.0, *[float("nan")] * 3]), 3, None
+    )
     watch.sample()
     assert watch.agree(100, first.columns).text == "link: 1e+03 -> 10 MB/s"
     second = planner.decide(rows(errors), first.columns, first.columns, 100, 110)

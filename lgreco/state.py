@@ -16,19 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgreco import _C, checkpoint
 from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
-from lgreco.arrivals import ArrivalClock
 from lgreco.auto import Verdict, decide, dense_plan
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.cost_model import MIB
 from lgreco.layer import LayerInfo, layer_of
-from lgreco.link_watch import LinkWatch
-from lgreco.peers import Peers
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
-from lgreco.pricing import Pricing
 from lgreco.replay import Replay
+from lgreco.slow_path import make_slow_path
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
 
@@ -246,7 +243,15 @@ class State:
             self._faults,
         )
         if offers is not None:
-            self._controller = self._make_controller(offers, parameters, ddp.bucket_bytes_cap / MIB)
+            self._controller = make_slow_path(
+                self.config,
+                offers,
+                self._engine,
+                ddp.process_group,
+                parameters,
+                self._verdict,
+                ddp.bucket_bytes_cap / MIB,
+            )
             self._controller.start()
 
     def _offers(self, plan: Plan) -> Offers | None:
@@ -279,35 +284,6 @@ class State:
             log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
             log.forecast(self._verdict.forecast())
             log.close()
-
-    def _watch(self, offers: Offers, parameters: list[nn.Parameter], cap_mb: float, peers: Peers) -> LinkWatch | None:
-        """What prices plans in seconds; None where they are priced in bytes."""
-        calibration = None if self._verdict is None else self._verdict.calibration
-        if calibration is None:
-            return None
-        pricing = Pricing(offers, calibration, cap_mb)
-        return LinkWatch(pricing, self._engine.stats, peers, len(parameters), ArrivalClock(parameters))
-
-    def _make_controller(self, offers: Offers, parameters: list[nn.Parameter], cap_mb: float) -> Controller | Replay:
-        solver, group = self.config.solver, self._group
-        assert solver is not None, "there are offers"
-        assert group is not None, "DDP's group is known"
-        if solver.plan_replay is not None:
-            return Replay(offers, solver.plan_replay, self._engine)
-        peers = Peers(make_cpu_group(group, "lgreco-tables"))
-        log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
-        if self._verdict is not None:
-            log.forecast(self._verdict.forecast())
-        return Controller(
-            offers,
-            solver,
-            self._engine,
-            peers,
-            log,
-            seed=self.config.seed,
-            warmup_steps=self.config.warmup_steps,
-            watch=self._watch(offers, parameters, cap_mb, peers),
-        )
 
     def _register(self, ddp: DistributedDataParallel) -> None:
         self._engine.register_on(ddp.reducer)

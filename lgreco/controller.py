@@ -20,6 +20,7 @@ import torch
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
+from lgreco.link_watch import LinkWatch
 from lgreco.masks import LayerMask
 from lgreco.measurement import Gradients, Meter
 from lgreco.peers import Peers
@@ -30,6 +31,9 @@ from lgreco.plan_port import PlanPort
 from lgreco.planner import Decision, Planner
 from lgreco.sampling import slices_of
 from lgreco.solver_config import SolverConfig
+
+_QUIET_STEPS = 4
+"""Steps before a table in which the link is watched."""
 
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
@@ -46,6 +50,7 @@ class Controller:
         log: takes note of what happens.
         seed: of all draws.
         warmup_steps: dense steps before any plan.
+        watch: where plans are priced in seconds, what keeps the prices right.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Controller:
         *,
         seed: int,
         warmup_steps: int,
+        watch: LinkWatch | None = None,
     ) -> None:
         self._offers = offers
         self._settings = settings
@@ -66,7 +72,8 @@ class Controller:
         self._warmup_steps = warmup_steps
         self._seed = seed
         self._port = PlanPort(engine)
-        self._planner = Planner(offers, settings, peers.world_size)
+        self._watch = watch
+        self._planner = Planner(offers, settings, peers.world_size, None if watch is None else watch.pricing)
         self._learn(offers, {})
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
         self._table: PendingTable | None = None
@@ -100,7 +107,10 @@ class Controller:
             column if column >= 0 and offers.offered[row, column] else offers.reference[row]
             for row, column in enumerate(wanted)
         )
-        planner = Planner(offers, self._settings, self._peers.world_size)
+        if self._watch is not None:
+            self._watch.pricing.adopt(offers)
+        pricing = None if self._watch is None else self._watch.pricing
+        planner = Planner(offers, self._settings, self._peers.world_size, pricing)
         planner.load({**self._planner.state(), "history": []})
         with self._progress:
             self._planner = planner
@@ -161,6 +171,7 @@ class Controller:
                 **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
                 "planner": None if failed else self._planner.state(),
+                "prices": None if failed or self._watch is None else self._watch.state(),
                 "table": None if failed or table is None else table.pack(),
             }
 
@@ -182,6 +193,8 @@ class Controller:
                 self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
                 if state["planner"] is not None:
                     self._planner.load(state["planner"])
+                if self._watch is not None and state.get("prices") is not None:
+                    self._watch.load(state["prices"])
         first, *later = self._plans
         self._port.replace(self._choices(first[1]))
         for step, columns in later:
@@ -230,10 +243,18 @@ class Controller:
         table = PendingTable(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
         if saved is not None:
             table.rows = unpack_rows(saved)
-        for step, rows in slices.items():
+        table.slices = self._quiet(begin, steps) | slices
+        for step, rows in table.slices.items():
             self._port.watch(step, rows)
         self._port.promise(table.effective_step)
         return table
+
+    def _quiet(self, begin: int, steps: int) -> dict[int, list[int]]:
+        """Steps before a table, under the plan in force, in which the link is watched and nothing is measured."""
+        if self._watch is None:
+            return {}
+        swapped = begin - self._settings.interval + self._settings.window - 1 + self._settings.lag
+        return {step: [] for step in range(max(steps, swapped, begin - _QUIET_STEPS), begin)}
 
     def _run(self) -> None:
         failure = None
@@ -253,8 +274,11 @@ class Controller:
         if table is None or step not in table.slices:
             return
         if isinstance(gradients, Gradients):  # of a dropped step nothing is known: its layers keep their choices
+            if self._watch is not None and step <= table.begin:  # later, measuring uses the link too
+                self._watch.sample()
             begun = time.perf_counter()
-            table.rows.update(self._meter.measure(gradients))
+            if table.slices[step]:
+                table.rows.update(self._meter.measure(gradients))
             table.measure_ms += (time.perf_counter() - begun) * 1e3
         if len(table.slices) == 1:
             self._conclude(table, step)
@@ -266,6 +290,8 @@ class Controller:
         present = self._columns_at(table.effective_step)
         warm = table.begin >= self._warmup_steps
         in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
+        if self._watch is not None:
+            self._log.forecast(self._watch.agree(step, in_force if warm else None))
         decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
         self._agree(decision.columns)
         if decision.problem is not None and not self._warned:

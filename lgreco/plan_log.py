@@ -17,7 +17,7 @@ from lgreco.info import build_record
 from lgreco.layer import LayerInfo
 from lgreco.plan import Plan
 from lgreco.planner import Decision
-from lgreco.record import Realised, Recorder, Solve, Start
+from lgreco.record import Forecast, Realised, Recorder, Solve, Start
 from lgreco.solver_config import SolverConfig
 
 
@@ -75,6 +75,10 @@ class PlanLog:
             wait_ms=figures.get("exposed_ms"),
             loss=loss,
         )
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Notes what the cost model said, beside what came."""
+        self._recorder.forecast(forecast)
 
     def resume(self, step: int) -> None:
         """The run goes on after `step` steps."""

@@ -34,6 +34,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"must be true or false, got {value!r:.60}")
+    return value
+
+
 def _version(value: Any) -> int:
     if value != FORMAT_VERSION:
         raise ValueError(f"must be {FORMAT_VERSION}, got {value!r:.60}")
@@ -244,6 +250,30 @@ class Realised(Kind):
 
 
 @dataclass(frozen=True)
+class Forecast(Kind):
+    """The cost model beside what was measured; at attach, before anything was measured, what was decided.
+
+    Attributes:
+        registered: false: lgreco was not registered, DDP averaged as always.
+        bytes_per_s: that a rank's link carries in an exchange, as far as was known then.
+        predicted_busy_ms: with at least one bucket under way, in a step.
+        busy_ms: the same as measured, least over ranks; None before anything was.
+        predicted_exposed_ms: from the last bucket's start to its end; None before arrivals are known.
+        exposed_ms: the same as measured, least over ranks.
+        text: what changed, or what was decided, for people.
+    """
+
+    kind: ClassVar[str] = "forecast"
+    registered: bool = _as(_flag)
+    bytes_per_s: float = _as(_number)
+    predicted_busy_ms: float = _as(_number)
+    busy_ms: float | None = _as(_maybe(_number), default=None)
+    predicted_exposed_ms: float | None = _as(_maybe(_number), default=None)
+    exposed_ms: float | None = _as(_maybe(_number), default=None)
+    text: str = _as(_text, default="")
+
+
+@dataclass(frozen=True)
 class Note(Kind):
     """Something that whoever reads the record should know."""
 
@@ -251,7 +281,7 @@ class Note(Kind):
     text: str = _as(_text)
 
 
-KINDS: dict[str, type[Kind]] = {kind.kind: kind for kind in (Start, Solve, Steps, Realised, Note)}
+KINDS: dict[str, type[Kind]] = {kind.kind: kind for kind in (Start, Solve, Steps, Realised, Forecast, Note)}
 
 
 def from_dict(content: Any) -> Kind:

@@ -18,15 +18,17 @@ from torch.nn.parallel import DistributedDataParallel
 from lgreco import _C, checkpoint
 from lgreco import masks as masking
 from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
+from lgreco.auto import Verdict, decide, dense_plan, fastest
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
+from lgreco.cost_model import MIB
 from lgreco.layer import LayerInfo, layer_of
 from lgreco.masks import LayerMask
-from lgreco.peers import Peers
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
 from lgreco.replay import Replay
+from lgreco.slow_path import make_slow_path
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
 
@@ -64,6 +66,7 @@ class State:
         self._closed = False
         self._faults: Any = None
         self._controller: Controller | Replay | None = None
+        self._verdict: Verdict | None = None
 
     @property
     def rank(self) -> int:
@@ -74,6 +77,11 @@ class State:
     def world_size(self) -> int:
         """Ranks in DDP's group."""
         return dist.get_world_size(self._group)
+
+    @property
+    def registered(self) -> bool:
+        """Whether lgreco exchanges the gradients: false where the config is not enabled, or `auto` left DDP alone."""
+        return self.config.enabled and (self._verdict is None or self._verdict.registered)
 
     @property
     def plan(self) -> Plan:
@@ -106,7 +114,7 @@ class State:
         )
         residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
         return {
-            "wire_bytes": native["wire_bytes"],
+            "wire_bytes": native["wire_bytes"] if self.registered else dense_bytes,
             "dense_bytes": dense_bytes,
             "steps": native["steps"],
             "residual_bytes_per_parameter": residual,
@@ -176,7 +184,8 @@ class State:
         Collective: call it on every rank between the same two steps, after `optimizer.step()` (and `discard`), before
         the next forward. Layers that are not named keep their mask; one that keeps everything ends masking. Residuals
         move: what is pruned now is dropped, what has grown again starts at zero. A solver drops what it has measured
-        and not yet put in force, and measures anew at once. With one rank nothing is exchanged: gradients stay whole.
+        and not yet put in force, and measures anew at once. With one rank, or where `auto`
+        leaves DDP alone, gradients stay whole.
 
         Args:
             masks: layer name (as in DDP's module, without `module.`) -> bool or uint8 of the parameter's shape, on any
@@ -186,6 +195,8 @@ class State:
             ValueError: on every rank, and nothing has changed: for a name, shape or dtype that does not fit, or masks
                 that differ between ranks; names the layers and the ranks.
         """
+        if not self.registered:
+            return
         if self._engine is None:  # the layers are not known yet
             self._pending_masks.update({name: mask.clone() for name, mask in masks.items()})
             return
@@ -207,6 +218,8 @@ class State:
         ]
         self._plan = resolve(self.config, self._layers)
         offers = self._offers(self._plan)
+        if offers is None and self._verdict is not None and self._verdict.calibration is not None:
+            self._plan = fastest(self._verdict.calibration, self._plan)
         if offers is not None and self._controller is not None:
             choices = self._controller.adopt(offers, masks, steps)
         else:
@@ -280,6 +293,11 @@ class State:
         offers = self._offers(self._plan)
         if offers is not None:
             self._plan = offers.plan(offers.reference, "reference")
+        if self.config.auto and self._cpu_group is not None:
+            self._judge(ddp, parameters[0].device, offers)
+            if not self.registered:
+                self._leave_cpu_group()
+                return
         self._engine = _C.Engine(
             _settings(self.config, ddp.process_group),
             self._cpu_group,
@@ -291,7 +309,15 @@ class State:
             self._faults,
         )
         if offers is not None:
-            self._controller = self._make_controller(offers)
+            self._controller = make_slow_path(
+                self.config,
+                offers,
+                self._engine,
+                ddp.process_group,
+                parameters,
+                self._verdict,
+                ddp.bucket_bytes_cap / MIB,
+            )
             self._controller.start()
 
     def _offers(self, plan: Plan) -> Offers | None:
@@ -302,27 +328,36 @@ class State:
         free = [is_free(self.config, layer) for layer in self._layers]
         return make_offers(solver, plan, free, self.world_size, self.config.residual)
 
-    def _make_controller(self, offers: Offers) -> Controller | Replay:
-        solver, group = self.config.solver, self._group
-        assert solver is not None, "there are offers"
-        assert group is not None, "DDP's group is known"
-        if solver.plan_replay is not None:
-            return Replay(offers, solver.plan_replay, self._engine)
-        return Controller(
-            offers,
-            solver,
-            self._engine,
-            Peers(make_cpu_group(group, "lgreco-tables")),
-            PlanLog(self.config, solver, offers, self.rank, self.world_size),
-            seed=self.config.seed,
-            warmup_steps=self.config.warmup_steps,
+    def _judge(self, ddp: DistributedDataParallel, device: torch.device, offers: Offers | None) -> None:
+        """Decides whether lgreco is registered at all, and about layers that are faster dense; collective."""
+        assert self._plan is not None, "resolved before"
+        assert self._cpu_group is not None, "there are several ranks"
+        solver = self.config.solver
+        self._verdict = decide(
+            ddp.process_group,
+            self._cpu_group,
+            device,
+            self._plan,
+            ddp.bucket_bytes_cap / MIB,
+            solved=offers is not None,
+            replayed=None if solver is None else solver.plan_replay,
         )
+        self._plan = self._verdict.plan
+        if self.registered:
+            return
+        self._plan = dense_plan(self._plan, "auto: DDP's own is faster here")
+        if offers is not None and solver is not None and solver.plan_replay is None:
+            log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
+            log.forecast(self._verdict.forecast())
+            log.close()
 
     def _register(self, ddp: DistributedDataParallel) -> None:
         self._engine.register_on(ddp.reducer)
 
     def _run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self._engine is None:
+            if self.config.auto:
+                raise ValueError("auto decides before a hook is registered: use lgreco.attach(ddp, config)")
             self._bind(_ddp_of(self))
         future: torch.futures.Future[torch.Tensor] = self._engine.run(bucket)
         return future

@@ -248,6 +248,7 @@ void bind_engine(py::module_& module) {
         out["buffer_bytes"] = stats.buffer_bytes;
         out["codec_ms"] = stats.codec_ms;
         out["exposed_ms"] = stats.exposed_ms;
+        out["busy_ms"] = stats.busy_ms;
         out["residual_bytes"] = engine.residual_bytes();
         return out;
       });

@@ -42,6 +42,7 @@ struct ExchangeStats {
   int64_t buffer_bytes = 0;  ///< wire buffers, inboxes and factors held
   double codec_ms = 0.0;     ///< what the codec lane worked
   double exposed_ms = 0.0;   ///< from the last bucket's start to its end: what backward cannot hide
+  double busy_ms = 0.0;      ///< with at least one bucket under way
 };
 
 /// Called by one thread at a time, but for close(), which any thread may call at any time.

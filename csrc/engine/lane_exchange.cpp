@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "engine/clock.h"
@@ -170,7 +171,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     const std::lock_guard lock(mutex_);
     ensure(!failed_, failure_);  // or nobody would ever complete this future
     job.active = true;
-    ++active_jobs_;
+    if (active_jobs_++ == 0) busy_since_ = std::chrono::steady_clock::now();
   }
   if (call.last) {
     complete_ = true;
@@ -268,7 +269,8 @@ void LaneExchange::complete_in_order() {
     {
       const std::lock_guard lock(mutex_);
       jobs_[next_to_complete_ - 1]->active = false;
-      --active_jobs_;
+      if (--active_jobs_ == 0) step_busy_ns_ += nanoseconds_since(busy_since_);
+      if (last) busy_ns_ = std::exchange(step_busy_ns_, 0);
     }
     progress_.notify_all();
     future->markCompleted(buffer);
@@ -295,6 +297,7 @@ ExchangeStats LaneExchange::stats() const {
   stats.codec_ms = static_cast<double>(complete_ ? codec_ns_.load() : last_codec_ns_) * 1e-6;
   stats.exposed_ms = static_cast<double>(exposed_ns_) * 1e-6;
   stats.buffer_bytes = static_cast<int64_t>(run_.size() + run_residual_.size());
+  stats.busy_ms = static_cast<double>(busy_ns_) * 1e-6;
   for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();
   return stats;
 }

@@ -134,7 +134,7 @@ class LaneExchange final : public Exchange {
   uint64_t replicas_hash_ = 0;
   std::atomic<int64_t> sent_bytes_{0};
   int64_t last_sent_bytes_ = 0;
-  std::atomic<int64_t> codec_ns_{0}, exposed_ns_{0};
+  std::atomic<int64_t> codec_ns_{0}, exposed_ns_{0}, busy_ns_{0};
   int64_t last_codec_ns_ = 0;
   std::chrono::steady_clock::time_point last_bucket_began_;
   std::shared_ptr<Snapshot> snapshot_;  ///< to fill in this step; null: none is wanted
@@ -143,6 +143,8 @@ class LaneExchange final : public Exchange {
   std::condition_variable progress_;
   size_t next_to_complete_ = 0;
   int active_jobs_ = 0;
+  std::chrono::steady_clock::time_point busy_since_;  ///< while jobs are active
+  int64_t step_busy_ns_ = 0;                          ///< of the step under way
   bool failed_ = false;
   bool closed_ = false;
   std::string failure_;

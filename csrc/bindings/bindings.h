@@ -12,5 +12,6 @@ void bind_solver(pybind11::module_& module);
 void bind_simulate(pybind11::module_& module);
 void bind_lowrank(pybind11::module_& module);
 void bind_pruning(pybind11::module_& module);
+void bind_masks(pybind11::module_& module);
 
 }  // namespace lgreco::bindings

@@ -1,6 +1,5 @@
-// Binds selection and masks: convert, check, release the GIL, call.
+// Binds selection: convert, check, release the GIL, call.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -8,7 +7,6 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
-#include "pruning/bits.h"
 #include "pruning/select.h"
 
 namespace lgreco::bindings {
@@ -75,26 +73,6 @@ void hold(const Tensor& kept, const Tensor& weights) {
                 weights.mutable_data_ptr<float>());
 }
 
-Tensor pack_mask(const Tensor& kept) {
-  check(kept, at::kBool, "kept");
-  const Tensor bits = at::empty({pruning::mask_bytes(kept.numel())}, at::kByte);
-  const py::gil_scoped_release release;
-  pruning::pack_mask(reinterpret_cast<const uint8_t*>(kept.const_data_ptr<bool>()), kept.numel(),
-                     bits.mutable_data_ptr<uint8_t>());
-  return bits;
-}
-
-Tensor unpack_mask(const Tensor& bits, int64_t numel) {
-  check(bits, at::kByte, "bits");
-  require(numel >= 0 && bits.numel() == pruning::mask_bytes(numel), "bits of ", numel,
-          " elements must be ", pruning::mask_bytes(numel), " bytes, got ", bits.numel());
-  const Tensor kept = at::empty({numel}, at::kBool);
-  const py::gil_scoped_release release;
-  pruning::unpack_mask(bits.const_data_ptr<uint8_t>(), numel,
-                       reinterpret_cast<uint8_t*>(kept.mutable_data_ptr<bool>()));
-  return kept;
-}
-
 }  // namespace
 
 void bind_pruning(py::module_& module) {
@@ -105,8 +83,6 @@ void bind_pruning(py::module_& module) {
              py::arg("weights"));
   module.def("hold_mask", &hold, "Zeroes weights that are not kept.", py::arg("kept"),
              py::arg("weights"));
-  module.def("pack_mask", &pack_mask, "Bools as bits.", py::arg("kept"));
-  module.def("unpack_mask", &unpack_mask, "Bits as bools.", py::arg("bits"), py::arg("numel"));
 }
 
 }  // namespace lgreco::bindings

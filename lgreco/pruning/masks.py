@@ -13,7 +13,7 @@ from lgreco import _C
 
 def pack(mask: torch.Tensor) -> dict[str, Any]:
     """A mask as 1 bit a weight: uint8 [ceil(numel / 8)], element i in bit i % 8 of byte i // 8, and its shape."""
-    return {"bits": _C.pack_mask(mask.cpu().contiguous()), "shape": list(mask.shape)}
+    return {"bits": _C.pack_mask(mask.cpu().contiguous())[0], "shape": list(mask.shape)}
 
 
 def unpack(packed: Mapping[str, Any]) -> torch.Tensor:
@@ -28,7 +28,7 @@ def unpack(packed: Mapping[str, Any]) -> torch.Tensor:
 
 def checksum(mask: torch.Tensor) -> int:
     """63 bits that are equal for equal masks."""
-    bits = _C.pack_mask(mask.cpu().contiguous()).numpy()
+    bits = _C.pack_mask(mask.cpu().contiguous())[0].numpy()
     return int.from_bytes(hashlib.sha256(bits.data).digest()[:8], "little") >> 1
 
 

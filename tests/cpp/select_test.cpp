@@ -5,7 +5,6 @@
 
 #include "core/philox.h"
 #include "kernel_cases.h"
-#include "pruning/bits.h"
 
 namespace lgreco::pruning {
 namespace {
@@ -159,17 +158,6 @@ TEST(Select, RefusesAnImpossibleCount) {
   const float one = 1.0F;
   EXPECT_THROW(find_threshold({{&one, 1}}, 2, Order::kMagnitude), ValueError);
   EXPECT_THROW(find_threshold({{&one, 1}}, -1, Order::kMagnitude), ValueError);
-}
-
-TEST(MaskBits, ComeBack) {
-  for (const int64_t numel : {0, 1, 7, 8, 9, 1000}) {
-    std::vector<uint8_t> kept(static_cast<size_t>(numel)), bits(static_cast<size_t>(mask_bytes(numel)));
-    for (int64_t i = 0; i < numel; ++i) kept[static_cast<size_t>(i)] = i * i % 3 == 1;
-    pack_mask(kept.data(), numel, bits.data());
-    std::vector<uint8_t> back(kept.size(), 9);
-    unpack_mask(bits.data(), numel, back.data());
-    EXPECT_EQ(back, kept);
-  }
 }
 
 }  // namespace

@@ -197,3 +197,27 @@ def _evolve(rank: int, world_size: int) -> str:
 
 def test_evolution_with_data_of_each_rank_gives_the_same_masks() -> None:
     same_on_all_ranks(run(2, _evolve))
+
+
+def _attached(rank: int, world_size: int, attached: bool) -> tuple[str, list[int]]:
+    model = _model(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    ddp = DistributedDataParallel(model)
+    state = lgreco.attach(ddp, everything("dense(dtype=fp32)"))
+    pruner = Pruner(ddp, optimizer, RAMP)
+    if attached:
+        pruner.attach(state)
+    sent = []
+    for step in range(7):
+        _train(ddp, optimizer, pruner, rank, range(step, step + 1))
+        sent.append(int(state.stats()["wire_bytes"]))
+    return _digest(ddp, pruner), sent
+
+
+def test_attached_to_the_exchange_pruned_weights_send_nothing_and_no_bit_changes() -> None:
+    whole = run(4, _attached, False)
+    masked = run(4, _attached, True)
+    assert same_on_all_ranks([each for each, _ in masked]) == same_on_all_ranks([each for each, _ in whole])
+    for (_, dense), (_, sent) in zip(whole, masked, strict=True):
+        assert dense[-1] == dense[0] == sent[0]
+        assert sent[-1] < 0.35 * dense[-1], "a fifth of the matrices, biases and headers whole"

@@ -23,7 +23,6 @@ data: {{source: "{text}"}}
 train: {{steps: {steps}, batch: 2, lr_warmup_steps: 5, eval_every: 200, eval_windows: 16, checkpoint_every: 20}}
 runs:
   small: {{warmup_steps: 5, default: "quantize(bits=4, block=512)"}}
-reference: null
 out: "{out}"
 """
 

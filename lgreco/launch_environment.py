@@ -80,9 +80,15 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
 def _torchrun(env: Mapping[str, str]) -> Launch:
     _refuse_missing(env, "torchrun", (*_TORCH, "MASTER_ADDR", "MASTER_PORT"))
     ranks = _ranks(env, _TORCH)
-    node = _whole(env, "GROUP_RANK") if "GROUP_RANK" in env else None
-    if node is None and ranks[1] == ranks[3]:
-        node = 0
+    # torchrun deals ranks to nodes in order; who sets its variables by hand may leave out the node's.
+    node, offset = divmod(ranks[0] - ranks[2], ranks[3])
+    if "GROUP_RANK" in env:
+        node = _whole(env, "GROUP_RANK")
+    elif offset:
+        raise ValueError(
+            f"GROUP_RANK must be set where nodes differ in size: LOCAL_WORLD_SIZE={ranks[3]}, "
+            f"RANK={env['RANK']} and LOCAL_RANK={env['LOCAL_RANK']}"
+        )
     return Launch("torchrun", *ranks, node, env["MASTER_ADDR"], _port(env, ""))
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
+import pytest
+import torch.distributed as dist
+
+from lgreco.launch import _with_node
 from lgreco.launch_environment import Launch, first_host, read_launch
 
 TORCHRUN = {
@@ -47,6 +51,17 @@ SRUN = {
 
 def test_torchrun() -> None:
     assert read_launch(TORCHRUN) == Launch("torchrun", 5, 8, 1, 4, 1, "head", 29500)
+
+
+def test_torchruns_variables_set_by_hand() -> None:
+    by_hand = {
+        name: TORCHRUN[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    assert read_launch({**by_hand, "RANK": "5"}) == read_launch(TORCHRUN)
+    with pytest.raises(
+        ValueError, match="GROUP_RANK must be set where nodes differ in size: LOCAL_WORLD_SIZE=4, RANK=4"
+    ):
+        read_launch({**by_hand, "RANK": "4"})
 
 
 def test_open_mpi() -> None:
@@ -144,3 +159,16 @@ def test_a_wrong_environment_is_refused_by_the_names_of_its_variables(env: dict[
 )
 def test_first_host(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+def test_nodes_are_numbered_by_their_first_ranks() -> None:
+    """Open MPI with ranks dealt round robin: the environment does not say which node this is."""
+    store = dist.HashStore()
+    hosts = ["b", "a", "b", "a"]
+    for rank, host in enumerate(hosts):
+        store.set(f"host{rank}", host)
+    base = read_launch(OPEN_MPI)
+    nodes = [_with_node(dataclasses.replace(base, rank=rank), store, host).node_rank for rank, host in enumerate(hosts)]
+    assert nodes == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="openmpi says that 3 ranks run on this node, but 2 have the host name"):
+        _with_node(dataclasses.replace(base, local_world_size=3), store, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from slurm_cluster import missing, slurm_cluster
+
+from lgreco import _C
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCH = REPOSITORY / "launch"
@@ -75,6 +78,27 @@ def test_mpirun(tmp_path: Path, mpirun: str, launcher: str) -> None:
     _run(LAUNCH / "mpirun.sh", "--ranks", "3", "--", JOINING, tmp_path, MPIRUN=mpirun)
     ranks = _check(tmp_path, 3, launcher)
     assert [(rank["local_rank"], rank["node_rank"]) for rank in ranks] == [(0, 0), (1, 0), (2, 0)]
+
+
+@pytest.mark.skipif(not _C.build_info()["mpi"], reason=_C.build_info()["mpi_reason"])
+def test_over_mpi_the_bits_are_those_over_gloo(tmp_path: Path) -> None:
+    digests = []
+    for transport in ("c10d", "mpi"):
+        for choice in ("quantize(bits=4, rounding=stochastic)", "lowrank(rank=4, factors=int8)"):
+            folder = tmp_path / f"{transport}-{len(digests)}"
+            folder.mkdir()
+            config = json.dumps({"transport": transport, "default": choice})
+            _run(LAUNCH / "mpirun.sh", "--ranks", "4", "--", JOINING, folder, config, MPIRUN="mpirun.openmpi")
+            digests.append(_check(folder, 4, "openmpi")[0]["digest"])
+    assert digests[:2] == digests[2:]
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.skipif(not _C.build_info()["mpi"], reason=_C.build_info()["mpi_reason"])
+def test_mpi_refuses_ranks_that_mpirun_did_not_start(tmp_path: Path) -> None:
+    words = [LAUNCH / "torchrun.sh", "--per-node", "2", "--", JOINING, tmp_path, '{"transport": "mpi"}']
+    told = _run(*words, succeeds=False)
+    assert re.search(r"rank 1 of 2 of DDP's group is rank 0 of 1 there; start all ranks with mpirun", told), told
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,12 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Client
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from proof_methods import TextJob, TextStep
 from step_methods import Job, Step
 from step_turns import SETTINGS_NAME, SOCKET_NAME, Block, Variant, log_path
 
@@ -34,7 +36,7 @@ def main(folder: Path) -> None:
         log = log_path(folder, variant, rank)
         pid = os.fork()
         if not pid:
-            _serve(folder, Job(**settings["job"]), variant, index, log)
+            _serve(folder, settings["job"], variant, index, log)
         logs[pid] = log
     while logs:
         pid, raw = os.wait()
@@ -44,7 +46,7 @@ def main(folder: Path) -> None:
                 log_file.write(f"killed by {signal.Signals(-code).name}\n")
 
 
-def _serve(folder: Path, job: Job, variant: Variant, index: int, log: Path) -> NoReturn:
+def _serve(folder: Path, job: dict[str, Any], variant: Variant, index: int, log: Path) -> NoReturn:
     """Builds a variant, then runs blocks of steps as they are asked for; never returns."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
@@ -52,7 +54,7 @@ def _serve(folder: Path, job: Job, variant: Variant, index: int, log: Path) -> N
     try:
         connection = Client(str(folder / SOCKET_NAME), family="AF_UNIX")
         connection.send((variant, int(os.environ["RANK"])))
-        step = Step(job, variant, _FIRST_PORT + index)
+        step = _step_of(job, variant, _FIRST_PORT + index)
         connection.send(None)
         while (asked := connection.recv()) is not None:
             connection.send(_run_block(step, *asked))
@@ -67,7 +69,12 @@ def _serve(folder: Path, job: Job, variant: Variant, index: int, log: Path) -> N
     os._exit(0)
 
 
+def _step_of(job: dict[str, Any], variant: Variant, port: int) -> Step:
+    return TextStep(TextJob(**job), variant, port) if "text" in job else Step(Job(**job), variant, port)
+
+
 def _run_block(step: Step, lead_in: int, steps: int) -> Block:
+    step.prepare()
     for _ in range(lead_in):
         step.run()
     step_ms: list[float] = []
@@ -76,12 +83,13 @@ def _run_block(step: Step, lead_in: int, steps: int) -> Block:
         start = time.perf_counter()
         step.run()
         step_ms.append(1e3 * (time.perf_counter() - start))
-    return Block(
+    block = Block(
         step_ms=step_ms,
         cpu_ms=1e3 * (_cpu_s() - cpu_s) / max(1, steps),
         link_bytes=(_link_bytes() - link_bytes) / max(1, steps),
-        wire_bytes=step.wire_bytes(lead_in + steps),
+        wire_bytes=step.wire_bytes(lead_in + steps) if lead_in + steps else 0.0,
     )
+    return replace(block, loss=step.validation_loss() if steps else None)
 
 
 def _cpu_s() -> float:

@@ -88,6 +88,13 @@ class Step:
         # Data differs between ranks, weights do not.
         torch.manual_seed(1 + self._rank)
 
+    def prepare(self) -> None:
+        """Does what is to be done when no other variant works; called before every block."""
+
+    def validation_loss(self) -> float | None:
+        """Of this rank's share of the text; None where random tokens are trained on."""
+        return None
+
     def run(self) -> None:
         """Takes one step on random tokens."""
         shape = (self._job.batch, self._job.context + 1)

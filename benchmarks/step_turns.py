@@ -50,12 +50,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Block:
-    """What one rank measured over a block of steps; the bytes and the processor time are per step."""
+    """What one rank measured over a block of steps; the bytes and the processor time are per step.
+
+    `loss` is the validation loss after the block, of this rank's share of the text, where one is trained on.
+    """
 
     step_ms: list[float]
     cpu_ms: float
     link_bytes: float
     wire_bytes: float
+    loss: float | None = None
 
 
 @dataclass
@@ -80,6 +84,7 @@ def _joined(blocks: Sequence[Block]) -> Block:
         cpu_ms=fmean(block.cpu_ms for block in blocks),
         link_bytes=fmean(block.link_bytes for block in blocks),
         wire_bytes=fmean(block.wire_bytes for block in blocks),
+        loss=blocks[-1].loss,
     )
 
 
@@ -107,7 +112,7 @@ class Turns:
             hosts: how many.
             rate: of each link, as the lab takes it.
             variants: what to run; no two alike.
-            job: what `step_methods.Job` takes.
+            job: what `step_methods.Job` takes; with a `text` among it, what `proof_methods.TextJob` takes.
             timeout_s: longest time for one block.
 
         Raises:

@@ -3,6 +3,7 @@
 
     launch/lab.py --hosts 4 --rate 1gbit -- python my_training.py --epochs 1
     launch/lab.py --hosts 4 --rate 1gbit --check
+    launch/lab.py --hosts 2 --rate 1gbit --then 30:100mbit -- python my_training.py
 
 Each host is a network namespace with one interface (`eth0`); a bridge joins them; `tc tbf` shapes both ends of each
 link, so a host sends and receives at the rate and no faster. The command finds torchrun's environment (RANK,
@@ -51,6 +52,19 @@ def parse_rate(text: str) -> int | None:
     if not _MIN_RATE <= rate <= _MAX_RATE:
         raise ValueError(f"rate must be 1mbit to 100gbit, or unshaped, got {text!r}")
     return rate
+
+
+def parse_change(text: str) -> tuple[float, int]:
+    """Seconds and the rate of each link from then on, of text such as `30:10mbit`.
+
+    Raises:
+        ValueError: not of that form, or not a rate.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?):(.+)", text)
+    rate_bits = parse_rate(match[2]) if match else None
+    if not match or rate_bits is None:
+        raise ValueError(f"a change must be SECONDS:RATE, such as 30:10mbit, got {text!r}")
+    return float(match[1]), rate_bits
 
 
 def parse_hosts(text: str) -> int:
@@ -134,7 +148,8 @@ def main(argv: list[str]) -> int:
         options, command = argv[:cut], argv[cut + 1 :]
     args = parser.parse_args(options)
     try:
-        lab = Lab(parse_hosts(args.hosts), parse_rate(args.rate))
+        changes = sorted(parse_change(change) for change in args.then)
+        lab = Lab(parse_hosts(args.hosts), parse_rate(args.rate), tuple(changes))
     except ValueError as error:
         parser.error(str(error))
     if not command and not args.check:
@@ -159,6 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hosts", default="4", help=f"number of simulated hosts, 1 to {_MAX_HOSTS} (default: 4)")
     parser.add_argument("--rate", default="1gbit", help="of each link, both ways, such as 100mbit, 1gbit or unshaped")
+    parser.add_argument(
+        "--then", action="append", default=[], metavar="SECONDS:RATE",
+        help="after that time every link has another rate, such as 30:10mbit; may be given several times",
+    )  # fmt: skip
     parser.add_argument(
         "--output", choices=("all", "rank0"), default="all",
         help="all: lines of every rank, each after its [rank]; rank0: only rank 0's, as it writes them (progress bars "

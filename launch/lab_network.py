@@ -28,10 +28,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Lab:
-    """What to simulate: how many hosts, and the rate of each link in bits per second (None: as fast as it goes)."""
+    """What to simulate.
+
+    Attributes:
+        hosts: how many.
+        rate_bits: of each link in bits per second; None: as fast as it goes.
+        changes: (seconds after the command's start, rate of each link from then on), in order of time.
+    """
 
     hosts: int
     rate_bits: int | None
+    changes: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def slowest_bits(self) -> int | None:
+        """The least rate that the links ever have; None where they are never shaped."""
+        return min((rate for rate in (self.rate_bits, *(rate for _, rate in self.changes)) if rate), default=None)
 
 
 class Network:
@@ -51,7 +63,7 @@ class Network:
         _ip("link", "set", "lo", "up")
         _ip("link", "add", "switch", "type", "bridge")
         _ip("link", "set", "switch", "addrgenmode", "none", "up")
-        self._host_fds = [self._add_host(host, lab.rate_bits) for host in range(lab.hosts)]
+        self._host_fds = [self._add_host(host, lab) for host in range(lab.hosts)]
 
     def address(self, host: int) -> str:
         """IPv4 address of a host."""
@@ -66,9 +78,17 @@ class Network:
         finally:
             _set_namespace(self._switch_fd)
 
-    def _add_host(self, host: int, rate_bits: int | None) -> int:
+    def reshape(self, rate_bits: int) -> None:
+        """Gives every link another rate, whatever is under way on it."""
+        for host in range(len(self._host_fds)):
+            with self.entered(host):
+                _shape("eth0", rate_bits)
+            _shape(f"port{host}", rate_bits)
+
+    def _add_host(self, host: int, lab: Lab) -> int:
         port = f"port{host}"
-        packet = [] if rate_bits is None else ["gso_max_size", str(_packet_bytes(rate_bits))]
+        # Packets that any of the link's rates can take at once.
+        packet = [] if lab.slowest_bits is None else ["gso_max_size", str(_packet_bytes(lab.slowest_bits))]
         if _libc.unshare(_CLONE_NEWNET):
             raise RuntimeError(f"unshare(CLONE_NEWNET) failed: {os.strerror(ctypes.get_errno())}")
         host_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
@@ -80,11 +100,11 @@ class Network:
             _ip("address", "add", f"{self.address(host)}/24", "dev", "eth0")
             # No IPv6 addresses: their discovery would count as traffic.
             _ip("link", "set", "eth0", "addrgenmode", "none", "up")
-            _shape("eth0", rate_bits)
+            _shape("eth0", lab.rate_bits)
         finally:
             _set_namespace(self._switch_fd)
         _ip("link", "set", port, "addrgenmode", "none", "master", "switch", "up")
-        _shape(port, rate_bits)
+        _shape(port, lab.rate_bits)
         return host_fd
 
 
@@ -98,7 +118,7 @@ def _packet_bytes(rate_bits: int) -> int:
 
 def _shape(interface: str, rate_bits: int | None) -> None:
     if rate_bits is not None:
-        _call("tc", "qdisc", "add", "dev", interface, "root", "tbf", "rate", f"{rate_bits}bit",
+        _call("tc", "qdisc", "replace", "dev", interface, "root", "tbf", "rate", f"{rate_bits}bit",
               "burst", f"{_burst_bytes(rate_bits)}b", "latency", f"{_QUEUE_MS}ms")  # fmt: skip
 
 

@@ -49,7 +49,8 @@ class Inside:
     def from_json(cls, text: str) -> Inside:
         """What `to_json` wrote."""
         fields = json.loads(text)
-        return cls(**{**fields, "lab": Lab(**fields["lab"])})
+        changes = tuple((seconds, rate) for seconds, rate in fields["lab"].pop("changes"))
+        return cls(**{**fields, "lab": Lab(**fields["lab"], changes=changes)})
 
 
 class Ranks:
@@ -64,6 +65,9 @@ class Ranks:
             lifeline_fd: a pipe whose end means that the lab is gone.
         """
         self._quiet = inside.output == "rank0"
+        self._network = network
+        self._changes = deque(inside.lab.changes)
+        self._started = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._selector.register(lifeline_fd, selectors.EVENT_READ, None)
         # A child's end interrupts the wait for output.
@@ -107,7 +111,7 @@ class Ranks:
         """
         failed = None
         while len(self._statuses) < len(self._rank_of) and failed is None:
-            failed = self._turn(None)
+            failed = self._turn(self._change_links())
         if failed is not None:
             self._end_all()
         self._drain()
@@ -117,6 +121,18 @@ class Ranks:
         if rank is not None:
             self._explain(rank, status)
         return status
+
+    def _change_links(self) -> float | None:
+        """Gives the links the rate that is due now; seconds until the next change, None where there is none."""
+        while self._changes:
+            seconds, rate_bits = self._changes[0]
+            left_s = self._started + seconds - time.monotonic()
+            if left_s > 0:
+                return left_s
+            self._changes.popleft()
+            self._network.reshape(rate_bits)
+            print(f"lab: after {seconds:g} s the links carry {rate_bits / 1e6:g} Mbit/s", file=sys.stderr, flush=True)
+        return None
 
     def _turn(self, timeout_s: float | None) -> tuple[int | None, int] | None:
         """Handles what happened; returns the rank that failed and its status, or (None, status) for a lost lab."""
@@ -227,7 +243,13 @@ def main_inside(lifeline_fd: int, inside: Inside) -> int:
     """Builds the network, checks it, runs the ranks; returns the exit status of the lab."""
 
     def run_ranks(command: Sequence[str]) -> int:
-        return Ranks(network, replace(inside, command=command), lifeline_fd).wait()
+        # What measures the links measures them as they are at first.
+        own = (
+            inside
+            if command is inside.command
+            else replace(inside, command=command, lab=replace(inside.lab, changes=()))
+        )
+        return Ranks(network, own, lifeline_fd).wait()
 
     try:
         network = Network(inside.lab)

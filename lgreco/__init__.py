@@ -10,7 +10,8 @@ from lgreco.info import check_torch
 
 check_torch()
 
-from lgreco.attach import attach  # noqa: E402  # the native module must not be loaded under the wrong torch
+from lgreco.advisor import advise  # noqa: E402  # the native module must not be loaded under the wrong torch
+from lgreco.attach import attach  # noqa: E402
 from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK, parse  # noqa: E402
 from lgreco.config import Config  # noqa: E402
 from lgreco.hook import hook  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "RandomK",
     "State",
     "TopK",
+    "advise",
     "attach",
     "hook",
     "init_process_group",

@@ -1,4 +1,4 @@
-"""The command line: `python -m lgreco info`, `plan` and `report`."""
+"""The command line: `python -m lgreco info`, `calibrate`, `advise`, `plan` and `report`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import click
 from rich.console import Console
 
 from lgreco import info
+from lgreco.advise_command import advise_command
+from lgreco.calibrate_command import calibrate_command
 from lgreco.plan_commands import plan_group
 from lgreco.report_command import report_command
 
@@ -26,6 +28,8 @@ def info_command(as_json: bool) -> None:
         Console().print(info.to_table(parts))
 
 
+main.add_command(advise_command)
+main.add_command(calibrate_command)
 main.add_command(plan_group)
 main.add_command(report_command)
 

@@ -43,6 +43,8 @@ def attach(
     if not settings.enabled:
         return state
     state._bind(ddp, scaler)
+    if not state.registered:  # config.auto: DDP's own is faster
+        return state
     state._register(ddp)
     ddp._comm_hooks.append((hook, state))  # so that DDP, too, knows that a hook is there
     if ddp.logger is not None:

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
+from lgreco import norm
 from lgreco.error_table import ErrorTable
 from lgreco.solver_config import Accordion, Schedule, SolverConfig
-from lgreco.solver_tables import combine
 
 Array = npt.NDArray[np.float64]
 
@@ -39,12 +39,12 @@ class Detector:
     norm: float | None = None
     critical: bool = True
 
-    def observe(self, norm: float, settings: Accordion) -> bool:
-        """Takes the next norm of the averaged gradient; whether training is in a critical regime now."""
+    def observe(self, length: float, settings: Accordion) -> bool:
+        """Takes the next L2 norm of the averaged gradient; whether training is in a critical regime now."""
         if self.norm is not None:
-            moved = abs(norm - self.norm)
+            moved = abs(length - self.norm)
             self.critical = moved > settings.threshold * self.norm if self.norm > 0 else moved > 0
-        self.norm = norm
+        self.norm = length
         return self.critical
 
 
@@ -56,15 +56,17 @@ def alpha_at(alpha: float | Schedule, step: int) -> float:
     return float(np.interp(step, steps, values))
 
 
-def weighted_errors(table: ErrorTable, settings: SolverConfig) -> Array:
-    """float64 [L, C]: what a plan spends on a layer under a choice; NaN where it is not offered.
-
-    `squared`: squared L2 distances; `l2`: L2 distances, whose sum the paper bounds. Weights of family and layer
-    multiply them.
-    """
+def error_weights(table: ErrorTable, settings: SolverConfig) -> Array:
+    """float64 [L, C]: what one unit of a choice's error counts: the norm's own weights, those of layer and family."""
     families = dict(settings.family_weights)
-    by_choice = [families.get(choice.codec, 1.0) for choice in table.choices]
-    return combine(table.squared_errors, settings.norm, _layer_weights(table, settings), by_choice)
+    by_choice = np.array([families.get(choice.codec, 1.0) for choice in table.choices])
+    by_layer = norm.layer_weights(table, settings.norm) * _layer_weights(table, settings)
+    return np.outer(by_layer, by_choice)
+
+
+def weighted_errors(table: ErrorTable, settings: SolverConfig) -> Array:
+    """float64 [L, C]: what a plan spends on a layer under a choice; NaN where it is not offered."""
+    return norm.distances(table.squared_errors, settings.norm) * error_weights(table, settings)
 
 
 def make_budget(
@@ -85,8 +87,8 @@ def make_budget(
     if settings.ratio is not None:
         return Budget(None, _dense_bytes(table) / settings.ratio, None)
     if settings.relative_error is not None:
-        norms = table.squared_norms if settings.norm == "squared" else np.sqrt(table.squared_norms)
-        return Budget(settings.relative_error * math.fsum(norms * _layer_weights(table, settings)), None, None)
+        whole = norm.gradient_total(table, settings.norm, _layer_weights(table, settings))
+        return Budget(settings.relative_error * whole, None, None)
     alpha = alpha_at(settings.alpha, step)
     if settings.accordion is not None:
         critical = detector.observe(math.sqrt(math.fsum(table.squared_norms)), settings.accordion)

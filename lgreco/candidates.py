@@ -53,7 +53,7 @@ class Offers:
         return [
             row
             for row in rows
-            if self.layers[row].numel > 0
+            if self.layers[row].sent_numel > 0
             and any(not self.exact(row, int(column)) for column in np.flatnonzero(self.offered[row]))
         ]
 
@@ -110,8 +110,8 @@ def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_
     """Which layer is offered which choice.
 
     A layer that is not free has the choice that `plan` gives it and no other. A free layer is offered each candidate
-    that applies to it, keeps to its floor and ceiling, and costs less than sending it dense in its own type; where
-    none is left, dense.
+    that applies to it, keeps to its floor and ceiling, and costs less than sending it (of a masked layer what is kept)
+    dense in its own type; where none is left, dense.
 
     Args:
         settings: the solver's.
@@ -157,22 +157,22 @@ def applies(choice: Choice, layer: LayerInfo) -> bool:
     """Whether a codec can take the layer at all."""
     if not isinstance(choice, LowRank):
         return True
-    return len(layer.shape) >= 2 and layer.numel > 0 and choice.rank <= min(matrix_shape(layer.shape))
+    return len(layer.shape) >= 2 and layer.sent_numel > 0 and choice.rank <= min(matrix_shape(layer.shape))
 
 
 def is_exact(choice: Choice, layer: LayerInfo) -> bool:
     """Whether an exchange under the choice delivers the average to the last bit, so that no residual is kept."""
-    return layer.numel == 0 or (choice == Dense("fp32") and layer.dtype == "fp32")
+    return layer.sent_numel == 0 or (choice == Dense("fp32") and layer.dtype == "fp32")
 
 
 def _prices(world_size: int) -> Callable[[LayerInfo, Choice], float]:
-    """Bytes that one rank sends for a layer in a step; layers of one shape cost the same."""
+    """Bytes that one rank sends for a layer in a step; layers of one shape and as many kept elements cost the same."""
 
     @functools.cache
-    def price(shape: tuple[int, ...], dtype: str, choice: Choice) -> float:
-        return wire_bytes(LayerInfo("", shape, dtype), choice, world_size)
+    def price(shape: tuple[int, ...], dtype: str, kept: int | None, choice: Choice) -> float:
+        return wire_bytes(LayerInfo("", shape, dtype, kept), choice, world_size)
 
-    return lambda layer, choice: price(layer.shape, layer.dtype, choice)
+    return lambda layer, choice: price(layer.shape, layer.dtype, layer.kept, choice)
 
 
 def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> bool:
@@ -219,24 +219,25 @@ def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str) 
     each = 2 * ELEMENT_BYTES[residual] * (1 + 1 / world_size)  # bytes a parameter
     allowed = ceiling * sum(layer.numel for layer in offers.layers)
     lossy = set(offers.measurable())
-    held = each * sum(offers.layers[row].numel for row in lossy)
+    numels = [_residual_numel(offers, row) for row in range(len(offers.layers))]
+    held = each * sum(numels[row] for row in lossy)
     exact = Dense("fp32")
     able = [row for row in lossy if offers.free[row] and is_exact(exact, offers.layers[row])]
     extra = {row: price(offers.layers[row], exact) - offers.costs[row, offers.reference[row]] for row in able}
     forced: list[int] = []
-    for row in sorted(able, key=lambda row: (extra[row] / offers.layers[row].numel, row)):
+    for row in sorted(able, key=lambda row: (extra[row] / numels[row], row)):
         if held > allowed:
             forced.append(row)
-            held -= each * offers.layers[row].numel
+            held -= each * numels[row]
     if held > allowed:
         raise ValueError(
             f"solver.memory is {ceiling:g} bytes a parameter, but layers that must keep residuals hold "
             f"{held / max(sum(layer.numel for layer in offers.layers), 1):.2f}"
         )
     for row in list(reversed(forced)):  # a large layer may have made smaller ones needless
-        if held + each * offers.layers[row].numel <= allowed:
+        if held + each * numels[row] <= allowed:
             forced.remove(row)
-            held += each * offers.layers[row].numel
+            held += each * numels[row]
     offered, costs, reference = offers.offered.copy(), offers.costs.copy(), list(offers.reference)
     column = offers.choices.index(exact) if forced else -1
     for row in forced:
@@ -244,3 +245,10 @@ def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str) 
         offered[row, column], costs[row, column] = True, price(offers.layers[row], exact)
         reference[row] = column
     return dataclasses.replace(offers, offered=offered, costs=costs, reference=tuple(reference))
+
+
+def _residual_numel(offers: Offers, row: int) -> int:
+    """Elements of a layer's residual: those that are kept, or all where the whole matrix may be factored."""
+    layer = offers.layers[row]
+    offered = (offers.choices[int(column)] for column in np.flatnonzero(offers.offered[row]))
+    return layer.numel if any(isinstance(choice, LowRank) for choice in offered) else layer.sent_numel

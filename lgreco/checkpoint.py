@@ -11,11 +11,20 @@ import torch
 from lgreco import _C
 from lgreco.config import Config
 from lgreco.layer import LayerInfo
+from lgreco.masks import LayerMask
+from lgreco.masks import pack as pack_masks
 
 FORMAT = 1
 
 
-def pack(engine: Any, config: Config, layers: Sequence[LayerInfo], rank: int, world_size: int) -> dict[str, Any]:
+def pack(
+    engine: Any,
+    config: Config,
+    layers: Sequence[LayerInfo],
+    masks: Mapping[str, LayerMask],
+    rank: int,
+    world_size: int,
+) -> dict[str, Any]:
     """This rank's state as plain containers; `engine` is None where nothing was exchanged yet."""
     parts = engine.residuals() if engine is not None else []
     return {
@@ -25,6 +34,7 @@ def pack(engine: Any, config: Config, layers: Sequence[LayerInfo], rank: int, wo
         "steps": engine.committed_steps() if engine is not None else 0,
         "config": config.to_dict(),
         "shapes": {layer.name: list(layer.shape) for layer in layers},
+        "masks": pack_masks(masks),
         "residuals": {
             part.name: {
                 "sender": part.sender,
@@ -43,7 +53,7 @@ def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = states[0]
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
-        **({"solver": first["solver"]} if "solver" in first else {}),  # the same on every rank
+        **{key: first[key] for key in ("masks", "solver") if key in first},  # the same on every rank
         "ranks": [state["residuals"] for state in states],
     }
 

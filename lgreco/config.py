@@ -39,6 +39,10 @@ class Config(BaseModel):
         min_numel: layers with fewer elements, and 1-D layers, are dense unless a pattern of `layers` matches them.
         default: choice of every other layer.
         layers: (pattern, choice) in order, the first match wins; written as a mapping in YAML and dicts.
+        auto: at attach, measure what exchanges take on these hosts (kept for a day, `python -m lgreco calibrate`) and
+            register nothing where lgreco's would not be faster than DDP's own; layers that are faster dense are dense,
+            and a `solver` makes plans of least exposed time instead of fewest bytes. Not the default: measuring takes
+            seconds, and which plan comes of it depends on the machines.
         solver: where given, the layers that `default` would decide get their choices from a solver instead, again and
             again while training runs; those that `layers` or their size decides keep theirs.
 
@@ -57,6 +61,7 @@ class Config(BaseModel):
     min_numel: Count = 4096
     default: Choice = parse("quantize(bits=4, block=512)")
     layers: tuple[Rule, ...] = ()
+    auto: Annotated[bool, Field(strict=True)] = False
     solver: SolverConfig | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -175,7 +180,7 @@ def _read_rule(pair: Any) -> Rule:
 
 
 _ALLOWED = {
-    "enabled": "true or false",
+    **dict.fromkeys(("enabled", "auto"), "true or false"),
     "residual": "fp32, bf16 or off",
     **dict.fromkeys(("seed", "warmup_steps", "check_replicas_every", "min_numel"), "a whole number from 0 to 2^63 - 1"),
 }

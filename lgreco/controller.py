@@ -13,7 +13,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,11 @@ import torch
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
-from lgreco.measurement import Gradients, Meter, Row
+from lgreco.link_watch import LinkWatch
+from lgreco.masks import LayerMask
+from lgreco.measurement import Gradients, Meter
 from lgreco.peers import Peers
+from lgreco.pending_table import PendingTable, unpack_rows
 from lgreco.plan import Plan
 from lgreco.plan_log import PlanLog
 from lgreco.plan_port import PlanPort
@@ -30,19 +32,11 @@ from lgreco.planner import Decision, Planner
 from lgreco.sampling import slices_of
 from lgreco.solver_config import SolverConfig
 
+_QUIET_STEPS = 4
+"""Steps before a table in which the link is watched."""
+
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
-
-
-@dataclass
-class _Table:
-    """A table in the making: which slice comes from which step, and what has been measured so far."""
-
-    begin: int
-    slices: dict[int, list[int]]
-    effective_step: int
-    rows: dict[int, Row] = field(default_factory=dict)
-    measure_ms: float = 0.0
 
 
 class Controller:
@@ -56,6 +50,7 @@ class Controller:
         log: takes note of what happens.
         seed: of all draws.
         warmup_steps: dense steps before any plan.
+        watch: where plans are priced in seconds, what keeps the prices right.
     """
 
     def __init__(
@@ -68,19 +63,20 @@ class Controller:
         *,
         seed: int,
         warmup_steps: int,
+        watch: LinkWatch | None = None,
     ) -> None:
         self._offers = offers
         self._settings = settings
         self._peers = peers
         self._log = log
         self._warmup_steps = warmup_steps
+        self._seed = seed
         self._port = PlanPort(engine)
-        self._meter = Meter(offers, peers, seed)
-        self._planner = Planner(offers, settings, peers.world_size)
-        numels = [layer.numel for layer in offers.layers]
-        self._slices = [rows for rows in slices_of(numels, offers.measurable(), settings.window) if rows]
+        self._watch = watch
+        self._planner = Planner(offers, settings, peers.world_size, None if watch is None else watch.pricing)
+        self._learn(offers, {})
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
-        self._table: _Table | None = None
+        self._table: PendingTable | None = None
         self._progress = threading.Condition()
         self._failure: Exception | None = None
         self._warned = False
@@ -96,6 +92,50 @@ class Controller:
         if self._slices:
             self._table = self._ask(self._next_begin(steps))
             self._thread.start()
+
+    def adopt(self, offers: Offers, masks: Mapping[str, LayerMask], steps: int) -> list[Choice]:
+        """Other elements are exchanged from now on, after `steps` steps; call `wait` before.
+
+        What was measured of the old ones is dropped, and with it plans that are not in force yet. Layers keep the
+        choices that are in force; where one of them costs more than sending what is kept, the reference plan's choice
+        takes its place. Returns the choices, the same on every rank.
+        """
+        before, columns = self._offers, self._columns_at(steps)
+        known = {choice: column for column, choice in enumerate(offers.choices)}
+        wanted = [known.get(before.choices[column], -1) for column in columns]
+        columns = tuple(
+            column if column >= 0 and offers.offered[row, column] else offers.reference[row]
+            for row, column in enumerate(wanted)
+        )
+        if self._watch is not None:
+            self._watch.pricing.adopt(offers)
+        pricing = None if self._watch is None else self._watch.pricing
+        planner = Planner(offers, self._settings, self._peers.world_size, pricing)
+        planner.load({**self._planner.state(), "history": []})
+        with self._progress:
+            self._planner = planner
+            self._learn(offers, masks)
+            self._plans, self._table = [(0, columns)], None
+        return self._choices(columns)
+
+    def remeasure(self, steps: int) -> None:
+        """Asks for a table of what is exchanged now, at once; after `adopt` and once the engine knows its masks."""
+        self._port.forget()
+        self._log.masked(steps, self._offers.layers)
+        if not self._slices or self._failure is not None:
+            return
+        table = self._ask(max(steps, self._next_begin(0)))
+        with self._progress:
+            self._table = table
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def _learn(self, offers: Offers, masks: Mapping[str, LayerMask]) -> None:
+        """What follows from the layers and their masks."""
+        self._offers = offers
+        self._meter = Meter(offers, self._peers, self._seed, masks)
+        numels = [layer.sent_numel for layer in offers.layers]
+        self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._settings.window) if rows]
 
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps."""
@@ -131,7 +171,8 @@ class Controller:
                 **self._identity(),
                 "plans": [[step, list(columns)] for step, columns in self._plans],
                 "planner": None if failed else self._planner.state(),
-                "table": None if failed or table is None else _pack(table),
+                "prices": None if failed or self._watch is None else self._watch.state(),
+                "table": None if failed or table is None else table.pack(),
             }
 
     def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
@@ -152,6 +193,8 @@ class Controller:
                 self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
                 if state["planner"] is not None:
                     self._planner.load(state["planner"])
+                if self._watch is not None and state.get("prices") is not None:
+                    self._watch.load(state["prices"])
         first, *later = self._plans
         self._port.replace(self._choices(first[1]))
         for step, columns in later:
@@ -183,7 +226,7 @@ class Controller:
         return self._failure is not None or table is None or not any(step < steps for step in table.slices)
 
     def _columns_at(self, steps: int) -> tuple[int, ...]:
-        return next(columns for step, columns in reversed(self._plans) if step <= steps)
+        return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])
 
     def _next_begin(self, steps: int) -> int:
         """Tables begin every `interval` steps, the first so that its plan takes effect at the end of warm-up."""
@@ -192,18 +235,26 @@ class Controller:
         late = max(0, steps - first)
         return first + -(-late // self._settings.interval) * self._settings.interval
 
-    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> _Table:
+    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> PendingTable:
         """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
         slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
         if not slices:
             return self._ask(self._next_begin(steps), steps)
-        table = _Table(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
+        table = PendingTable(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
         if saved is not None:
-            table.rows = _unpack(saved)
-        for step, rows in slices.items():
+            table.rows = unpack_rows(saved)
+        table.slices = self._quiet(begin, steps) | slices
+        for step, rows in table.slices.items():
             self._port.watch(step, rows)
         self._port.promise(table.effective_step)
         return table
+
+    def _quiet(self, begin: int, steps: int) -> dict[int, list[int]]:
+        """Steps before a table, under the plan in force, in which the link is watched and nothing is measured."""
+        if self._watch is None:
+            return {}
+        swapped = begin - self._settings.interval + self._settings.window - 1 + self._settings.lag
+        return {step: [] for step in range(max(steps, swapped, begin - _QUIET_STEPS), begin)}
 
     def _run(self) -> None:
         failure = None
@@ -223,8 +274,11 @@ class Controller:
         if table is None or step not in table.slices:
             return
         if isinstance(gradients, Gradients):  # of a dropped step nothing is known: its layers keep their choices
+            if self._watch is not None and step <= table.begin:  # later, measuring uses the link too
+                self._watch.sample()
             begun = time.perf_counter()
-            table.rows.update(self._meter.measure(gradients))
+            if table.slices[step]:
+                table.rows.update(self._meter.measure(gradients))
             table.measure_ms += (time.perf_counter() - begun) * 1e3
         if len(table.slices) == 1:
             self._conclude(table, step)
@@ -232,10 +286,12 @@ class Controller:
             del table.slices[step]
             self._progress.notify_all()
 
-    def _conclude(self, table: _Table, step: int) -> None:
+    def _conclude(self, table: PendingTable, step: int) -> None:
         present = self._columns_at(table.effective_step)
         warm = table.begin >= self._warmup_steps
         in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
+        if self._watch is not None:
+            self._log.forecast(self._watch.agree(step, in_force if warm else None))
         decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
         self._agree(decision.columns)
         if decision.problem is not None and not self._warned:
@@ -253,7 +309,7 @@ class Controller:
                 self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
             self._table = following
 
-    def _note(self, decision: Decision, table: _Table, present: Sequence[int]) -> None:
+    def _note(self, decision: Decision, table: PendingTable, present: Sequence[int]) -> None:
         plan = self._offers.plan(decision.columns, "solver")
         before = self._offers.plan(present, "solver")
         self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
@@ -280,14 +336,3 @@ class Controller:
         self._port.release()
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
-
-
-def _pack(table: _Table) -> dict[str, Any]:
-    return {
-        "begin": table.begin,
-        "rows": [[row, each.errors.tolist(), each.squared_norm, each.realised] for row, each in table.rows.items()],
-    }
-
-
-def _unpack(saved: Mapping[str, Any]) -> dict[int, Row]:
-    return {row: Row(np.array(errors), norm, realised) for row, errors, norm, realised in saved["rows"]}

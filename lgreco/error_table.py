@@ -146,10 +146,12 @@ class ErrorTable:
         scales: dict[Choice, list[int]] = {}
         for column in sorted(range(len(self.choices)), key=lambda column: strength(self.choices[column])):
             scales.setdefault(scale_of(self.choices[column]), []).append(column)
-        for row in errors:
-            for columns in scales.values():
-                there = [column for column in columns if not np.isnan(row[column])]
-                row[there] = _non_increasing(row[there])
+        for columns in scales.values():
+            part = errors[:, columns]
+            rising = part[:, 1:] > np.fmin.accumulate(part, axis=1)[:, :-1]
+            for row in np.flatnonzero(rising.any(axis=1)):
+                there = [column for column in columns if not np.isnan(errors[row, column])]
+                errors[row, there] = _non_increasing(errors[row, there])
         return dataclasses.replace(self, squared_errors=errors)
 
     def to_json(self) -> str:
@@ -185,19 +187,26 @@ class ErrorTable:
             raise ValueError(f"{path}: {error}") from None
 
     def _check_values(self) -> None:
-        for row, layer in enumerate(self.layers):
-            norm = self.squared_norms[row]
-            if not (np.isfinite(norm) and norm >= 0):
-                raise ValueError(f'error table: squared norm of layer "{layer.name}" must be finite, >= 0, got {norm}')
-            for column, choice in enumerate(self.choices):
-                where = f'of layer "{layer.name}" under {choice} must be finite, >= 0'
-                error, cost = self.squared_errors[row, column], self.costs[row, column]
-                if not (np.isnan(error) or (np.isfinite(error) and error >= 0)):
-                    raise ValueError(f"error table: squared error {where} (NaN: not offered), got {error}")
-                if not (np.isfinite(cost) and cost >= 0) and not (np.isnan(error) and np.isnan(cost)):
-                    raise ValueError(f"error table: cost {where}, got {cost}")
-            if not self.offered[row].any():
-                raise ValueError(f'error table: layer "{layer.name}" must be offered one choice at least, got none')
+        norms, errors, costs = self.squared_norms, self.squared_errors, self.costs
+        for row in np.flatnonzero(~_sound(norms)):
+            name = self.layers[row].name
+            raise ValueError(f'error table: squared norm of layer "{name}" must be finite, >= 0, got {norms[row]}')
+        for row, column in np.argwhere(~_sound(errors) & ~np.isnan(errors)):
+            raise ValueError(
+                f"error table: squared error {self._where(row, column)} (NaN: not offered), got {errors[row, column]}"
+            )
+        for row, column in np.argwhere(~_sound(costs) & ~(np.isnan(errors) & np.isnan(costs))):
+            raise ValueError(f"error table: cost {self._where(row, column)}, got {costs[row, column]}")
+        for row in np.flatnonzero(~self.offered.any(axis=1)):
+            name = self.layers[row].name
+            raise ValueError(f'error table: layer "{name}" must be offered one choice at least, got none')
+
+    def _where(self, row: int, column: int) -> str:
+        return f'of layer "{self.layers[row].name}" under {self.choices[column]} must be finite, >= 0'
+
+
+def _sound(values: Array) -> npt.NDArray[np.bool_]:
+    return np.isfinite(values) & (values >= 0)
 
 
 def _check_unique(what: str, names: Sequence[str]) -> None:

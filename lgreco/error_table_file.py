@@ -29,6 +29,7 @@ def write(fields: Mapping[str, Any]) -> str:
                 "name": layer.name,
                 "shape": list(layer.shape),
                 "dtype": layer.dtype,
+                **({} if layer.kept is None else {"kept": layer.kept}),
                 "squared_norm": float(fields["squared_norms"][row]),
                 "squared_errors": _numbers(fields["squared_errors"][row]),
                 "costs": _numbers(fields["costs"][row]),
@@ -103,7 +104,8 @@ def _check_keys(where: str, content: Any, keys: Sequence[str]) -> None:
 
 def _read_layer(row: int, entry: Any, choices: int) -> tuple[LayerInfo, dict[str, Any]]:
     """The layer of a row and the row's numbers as floats, None become NaN."""
-    _check_keys(f"error table: layers[{row}]", entry, _LAYER_KEYS)
+    masked = isinstance(entry, dict) and "kept" in entry
+    _check_keys(f"error table: layers[{row}]", entry, [*_LAYER_KEYS, *(["kept"] if masked else [])])
     where = f'error table: layer "{entry["name"]}"'
     shape = entry["shape"]
     if not isinstance(entry["name"], str) or not isinstance(entry["dtype"], str):
@@ -117,7 +119,10 @@ def _read_layer(row: int, entry: Any, choices: int) -> tuple[LayerInfo, dict[str
             got = f"{len(values)}" if isinstance(values, list) else f"{values!r:.60}"
             raise ValueError(f"{where}: {name} must be a list of {choices} numbers, one for each choice, got {got}")
         numbers[name] = [_number(where, name, value, empty=True) for value in values]
-    return LayerInfo(entry["name"], tuple(shape), entry["dtype"]), numbers
+    kept = entry.get("kept")
+    if masked and type(kept) is not int:
+        raise ValueError(f"{where}: kept must be a whole number, got {kept!r}")
+    return LayerInfo(entry["name"], tuple(shape), entry["dtype"], kept), numbers
 
 
 def _number(where: str, name: str, value: Any, *, empty: bool) -> float:

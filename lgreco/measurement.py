@@ -7,7 +7,7 @@ the group, so that every rank holds the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,24 +16,28 @@ import torch
 
 from lgreco import _C, sketch
 from lgreco.candidates import Offers
-from lgreco.choice import Choice, Dense, LowRank, Quantize
+from lgreco.choice import LowRank
+from lgreco.factor_coding import FactorCoding
+from lgreco.masks import LayerMask
 from lgreco.peers import Peers
 from lgreco.plan import matrix_shape
 from lgreco.sampling import Sample, deal, sample_of
 
 Array = npt.NDArray[np.float64]
-_LARGEST_BLOCK = 4096
+_Sketched = tuple[sketch.Spectrum | sketch.MaskedSpectrum, torch.Tensor, torch.Tensor]  # with C and V
 
 
 @dataclass(frozen=True)
 class Gradients:
     """What a rank has of the layers that are measured in one step; tensors are fp32, flat, on the CPU.
 
+    Of a masked layer they hold what is kept.
+
     Attributes:
         step: committed steps before it.
         rows: ids of the layers.
-        values: gradient + residual of this rank, [numel] each.
-        delivered: what the exchange made of them, [numel] each.
+        values: gradient + residual of this rank, [sent_numel] each.
+        delivered: what the exchange made of them, [sent_numel] each.
         owed: (offset, residual) of the part of the layer whose average this rank owns; None where there is none.
     """
 
@@ -65,19 +69,27 @@ class Row:
 
 
 class Meter:
-    """Measures layers together with its peers; calls are collective."""
+    """Measures layers together with its peers; calls are collective.
 
-    def __init__(self, offers: Offers, peers: Peers, seed: int) -> None:
+    Args:
+        offers: layers and choices.
+        peers: talked to by this object's thread alone.
+        seed: of all draws.
+        masks: of the layers that have one; the same as on every peer.
+    """
+
+    def __init__(self, offers: Offers, peers: Peers, seed: int, masks: Mapping[str, LayerMask] | None = None) -> None:
         self._offers = offers
         self._peers = peers
         self._rank, self._world_size = peers.rank, peers.world_size
         self._seed = seed
+        self._masks = masks or {}
         self._native = [choice.to_native() for choice in offers.choices]
 
     def measure(self, gradients: Gradients) -> dict[int, Row]:
         """Rows of the layers, by id."""
         rows, offers = gradients.rows, self._offers
-        samples = [sample_of(offers.layers[row].numel, self._seed, gradients.step, row) for row in rows]
+        samples = [sample_of(offers.layers[row].sent_numel, self._seed, gradients.step, row) for row in rows]
         turn = gradients.step  # a slice of few layers must not always fall to the first ranks
         dealt = deal([sample.numel for sample in samples], self._world_size)
         owners = [(owner + turn) % self._world_size for owner in dealt]
@@ -123,7 +135,7 @@ class Meter:
         samples: Sequence[Sample],
         owners: Sequence[int],
         meetings: dict[int, _Meeting],
-    ) -> dict[int, tuple[sketch.Spectrum, torch.Tensor, torch.Tensor]]:
+    ) -> dict[int, _Sketched]:
         """Spectrum, C and V of the layers that this rank owns and that are offered some rank."""
         ranks = {i: self._largest_rank(row) for i, row in enumerate(gradients.rows)}
         wanted = [i for i, rank in ranks.items() if rank > 0]
@@ -133,7 +145,7 @@ class Meter:
         for i in wanted:
             row = gradients.rows[i]
             rows, cols = matrix_shape(self._offers.layers[row].shape)
-            matrices[i] = gradients.values[i].view(rows, cols)
+            matrices[i] = self._whole(row, gradients.values[i]).view(rows, cols)
             sketches[i] = sketch.omega(rows, cols, ranks[i], self._seed, gradients.step, row)
         y = self._peers.mean([matrices[i] @ sketches[i] for i in wanted])
         u = [sketch.range_of(each) for each in y]
@@ -143,10 +155,32 @@ class Meter:
         energies = torch.stack([each.square().sum() for each in own])
         *c, energy = self._peers.mean([*own, energies])
         return {
-            i: (sketch.spectrum_of(c[j], v[j], float(energy[j]), samples[i], meetings[i].mean), c[j], v[j])
+            i: (
+                self._spectrum(gradients.rows[i], c[j], v[j], float(energy[j]), samples[i], meetings[i].mean),
+                c[j],
+                v[j],
+            )
             for j, i in enumerate(wanted)
             if owners[i] == self._rank and bool(torch.isfinite(c[j]).all())
         }
+
+    def _whole(self, row: int, values: torch.Tensor) -> torch.Tensor:
+        """All elements of a layer, zeros where they are pruned."""
+        mask = self._masks.get(self._offers.layers[row].name)
+        if mask is None:
+            return values
+        whole = torch.zeros(mask.numel, dtype=values.dtype)
+        whole[mask.tensor()] = values
+        return whole
+
+    def _spectrum(
+        self, row: int, c: torch.Tensor, v: torch.Tensor, own_energy: float, sample: Sample, mean: Array
+    ) -> sketch.Spectrum | sketch.MaskedSpectrum:
+        mask = self._masks.get(self._offers.layers[row].name)
+        if mask is None:
+            return sketch.spectrum_of(c, v, own_energy, sample, mean)
+        places = sample.take(mask.tensor().nonzero().reshape(-1)).numpy()
+        return sketch.masked_spectrum_of(c, v, own_energy, sample.scale, mean, places)
 
     def _largest_rank(self, row: int) -> int:
         offered = np.flatnonzero(self._offers.offered[row])
@@ -159,7 +193,7 @@ class Meter:
         sample: Sample,
         meeting: _Meeting,
         delivered: Array,
-        spectrum: tuple[sketch.Spectrum, torch.Tensor, torch.Tensor] | None,
+        spectrum: _Sketched | None,
         step: int,
     ) -> Array:
         """float64 [C + 2]: a layer's errors, squared norm and realised error."""
@@ -171,7 +205,7 @@ class Meter:
         owed = 0.0 if meeting.owed is None else meeting.owed.double().numpy()
         judged[-2] = norm if spectrum is None else spectrum[0].squared_norm
         judged[-1] = float(np.square(exact + owed - delivered).sum()) * sample.scale
-        coding = _Coding(spectrum, self._seed) if spectrum is not None else None
+        coding = FactorCoding(spectrum[1], spectrum[2], self._seed) if spectrum is not None else None
         for column in np.flatnonzero(self._offers.offered[row]):
             choice = self._offers.choices[column]
             if self._offers.exact(row, int(column)):
@@ -214,48 +248,6 @@ class _Meeting:
                 total += rank.numpy()
             self._mean = total / len(self.ranks)
         return self._mean
-
-
-class _Coding:
-    """Relative squared error of coded factors, found by coding the sketch's own."""
-
-    def __init__(self, spectrum: tuple[sketch.Spectrum, torch.Tensor, torch.Tensor], seed: int) -> None:
-        _, c, v = spectrum
-        turn = torch.linalg.eigh(c.double().T @ c.double()).eigenvectors.flip(1).float()
-        self._factors = {"p": c @ turn, "q": v @ turn}
-        self._seed = seed
-        self._known: dict[tuple[str, str], float] = {}
-
-    def of(self, choice: LowRank) -> float:
-        """Of a P column plus that of a Q column."""
-        q = choice.factors if choice.q == "same" else choice.q
-        return self._side("p", choice.factors) + self._side("q", q)
-
-    def _side(self, side: str, values: str) -> float:
-        if values == "fp32":
-            return 0.0
-        if (side, values) not in self._known:
-            self._known[side, values] = _coding_error(self._factors[side], values, self._seed)
-        return self._known[side, values]
-
-
-def _coding_error(factor: torch.Tensor, values: str, seed: int) -> float:
-    """Squared error of a factor's columns, [length, width], each taken at unit length; mean over the columns."""
-    length = factor.shape[0]
-    norms = factor.norm(dim=0)
-    there = norms > norms.max() * 1e-6
-    if not bool(there.any()):
-        return 0.0
-    blocks = max(-(-length // _LARGEST_BLOCK), 1)
-    block = -(-length // (blocks * 32)) * 32
-    padded = torch.zeros(int(there.sum()), -(-length // block) * block, dtype=torch.float32)
-    padded[:, :length] = (factor[:, there] / norms[there]).T
-    if values.startswith("int"):
-        coded: Choice = Quantize(bits=int(values.removeprefix("int")), block=block, grid="symmetric")
-    else:
-        coded = Dense(values)
-    simulate: Callable[..., float] = _C.simulate_choice
-    return simulate(coded.to_native(), [padded.reshape(-1)], seed) / padded.shape[0]
 
 
 def _overlap(sample: Sample, offset: int, numel: int) -> list[tuple[int, int, int]]:

@@ -34,8 +34,9 @@ class PlannedLayer:
 class Plan(Mapping[str, Choice]):
     """Layer name -> choice, in the order of the layers.
 
-    Immutable. Two plans are equal, of one hash, where layers (name, shape, dtype), choices and order are the same.
-    The YAML form is versioned and holds shapes and dtypes, so that a plan is not taken for another model's unnoticed.
+    Immutable. Two plans are equal, of one hash, where layers (with shape, dtype and what is kept), choices and order
+    are the same. The YAML form is versioned and holds shapes and dtypes, so that a plan is not taken for another
+    model's unnoticed.
     """
 
     def __init__(self, layers: Iterable[PlannedLayer]) -> None:
@@ -66,7 +67,12 @@ class Plan(Mapping[str, Choice]):
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits (SHA-256 of the canonical text), equal for equal plans in every process."""
-        text = json.dumps([[p.layer.name, p.layer.shape, p.layer.dtype, str(p.choice)] for p in self.planned])
+        text = json.dumps(
+            [
+                [p.layer.name, p.layer.shape, p.layer.dtype, str(p.choice), *_kept_of(p.layer).values()]
+                for p in self.planned
+            ]
+        )
         return hashlib.sha256(f"{FORMAT_VERSION} {text}".encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -77,6 +83,7 @@ class Plan(Mapping[str, Choice]):
                 "dtype": p.layer.dtype,
                 "choice": str(p.choice),
                 "because": p.because,
+                **_kept_of(p.layer),
             }
             for p in self.planned
         }
@@ -122,7 +129,10 @@ def resolve(config: Config, layers: Sequence[LayerInfo]) -> Plan:
 
 
 def worth_it(layer: LayerInfo, choice: Choice) -> bool:
-    """Whether a choice sends no more bytes for this layer than dense in the gradient's own type; padding included."""
+    """Whether a choice sends no more bytes for this layer than dense in the gradient's own type; padding included.
+
+    Of a masked layer, dense sends what is kept; a low rank's factors are those of the whole matrix.
+    """
     if isinstance(choice, LowRank) and choice.rank > min(matrix_shape(layer.shape)):
         return False
     return wire_bytes(layer, choice, 2) <= max(wire_bytes(layer, Dense(layer.dtype), 2), wire_bytes(layer, Dense(), 2))
@@ -130,12 +140,17 @@ def worth_it(layer: LayerInfo, choice: Choice) -> bool:
 
 def wire_bytes(layer: LayerInfo, choice: Choice, world_size: int) -> float:
     """Bytes that one rank sends for a layer per step: both rounds and all stages, mean over ranks, without headers."""
-    return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), world_size)
+    return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), world_size, layer.kept)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """The matrix that low rank sees: the first dimension by all others."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def _kept_of(layer: LayerInfo) -> dict[str, int]:
+    """What a plan's forms add for a masked layer."""
+    return {} if layer.kept is None else {"kept": layer.kept}
 
 
 def _planned(config: Config, layer: LayerInfo) -> PlannedLayer:
@@ -171,12 +186,14 @@ def _read_planned(name: object, entry: Any) -> PlannedLayer:
     """One layer of a plan's YAML form."""
     where = f'plan: layer "{name}"'
     keys = {"shape", "dtype", "choice", "because"}
-    if not isinstance(name, str) or not isinstance(entry, dict) or set(entry) != keys:
+    if not isinstance(name, str) or not isinstance(entry, dict) or set(entry) - {"kept"} != keys:
         raise ValueError(f"{where}: must have the keys {', '.join(sorted(keys))}, got {entry!r}")
-    shape = entry["shape"]
+    shape, kept = entry["shape"], entry.get("kept")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{where}: shape must be a list of whole numbers from 0, got {shape!r}")
-    layer = LayerInfo(name, tuple(shape), str(entry["dtype"]))
+    if kept is not None and type(kept) is not int:
+        raise ValueError(f"{where}: kept must be a whole number, got {kept!r}")
+    layer = LayerInfo(name, tuple(shape), str(entry["dtype"]), kept)
     try:
         return PlannedLayer(layer, parse(entry["choice"]), str(entry["because"]))
     except ValueError as error:

@@ -15,6 +15,7 @@ from rich.table import Table
 from lgreco.choice import Choice, parse
 from lgreco.error_table import ErrorTable
 from lgreco.layer import LayerInfo
+from lgreco.norm import NORMS, gradient_total
 from lgreco.plan_solve import Budget, Solved, Spent, solve_table
 from lgreco.plan_source import PlanSource, load_plan
 from lgreco.plan_table import plan_table
@@ -73,7 +74,7 @@ def diff(before: Path, after: Path) -> None:
 @click.option("--reference", default="lowrank(rank=8, factors=int8)", show_default=True, help="A uniform choice.")
 @click.option("--relative-error", type=float, help="Budget as a share of the gradient's norm, instead.")
 @click.option("--bytes", "bytes_", type=float, help="Bytes that a rank may send in a step, instead; least error then.")
-@click.option("--norm", type=click.Choice(["squared", "l2"]), default="squared", show_default=True)
+@click.option("--norm", type=click.Choice(NORMS), default="adam", show_default=True)
 @click.option("--method", help="Of the solver; its own default where not given.")
 @click.option("--out", type=_PATH, help="Write the plan there (YAML).")
 @click.pass_context
@@ -157,8 +158,8 @@ def _copy_bytes(solved: Solved) -> Callable[[LayerInfo, Choice], int]:
 
 def _totals(solved: Solved, norm: str) -> str:
     spent, table = solved.spent, solved.table
-    norms = table.squared_norms if norm == "squared" else table.squared_norms**0.5
-    relative = spent.error / norms.sum() if norms.any() else 0.0
+    whole = gradient_total(table, norm)
+    relative = spent.error / whole if whole > 0 else 0.0
     return (
         f"error {spent.error:.6g} of {solved.limit:.6g} ({norm}), {relative:.3%} of the gradient's {norm} norm\n"
         f"sent by each of {table.world_size} ranks in a step: {spent.cost:,.0f} bytes, "

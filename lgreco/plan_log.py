@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from lgreco.budget import error_weights
 from lgreco.candidates import Offers
 from lgreco.config import Config
 from lgreco.error_table import ErrorTable
 from lgreco.info import build_record
+from lgreco.layer import LayerInfo
 from lgreco.plan import Plan
 from lgreco.planner import Decision
-from lgreco.record import Realised, Recorder, Solve, Start
+from lgreco.record import Forecast, Realised, Recorder, Solve, Start
 from lgreco.solver_config import SolverConfig
 
 
@@ -59,6 +61,7 @@ class PlanLog:
             solve_ms=decision.solve_ms,
             measure_ms=measure_ms,
             norm=self._settings.norm,
+            weights=error_weights(table, self._settings),
         )
         self._recorder.solve(replace(solve, table=file))
 
@@ -73,9 +76,19 @@ class PlanLog:
             loss=loss,
         )
 
+    def forecast(self, forecast: Forecast) -> None:
+        """Notes what the cost model said, beside what came."""
+        self._recorder.forecast(forecast)
+
     def resume(self, step: int) -> None:
         """The run goes on after `step` steps."""
         self._recorder.resume(step)
+
+    def masked(self, step: int, layers: Sequence[LayerInfo]) -> None:
+        """Notes that other elements are exchanged from now on."""
+        numel, kept = sum(layer.numel for layer in layers), sum(layer.sent_numel for layer in layers)
+        count = sum(layer.kept is not None for layer in layers)
+        self._recorder.note(step, f"masks on {count} layers: {kept / max(numel, 1):.1%} of all elements are exchanged")
 
     def failed(self, trace: str) -> None:
         """Notes why there are no more plans."""

@@ -50,6 +50,11 @@ class PlanPort:
             self._promised.clear()
         self._engine.replace_plans([choice.to_native() for choice in choices])
 
+    def forget(self) -> None:
+        """The engine has forgotten all promises, because what is exchanged has changed."""
+        with self._lock:
+            self._promised.clear()
+
     def release(self) -> None:
         """Keeps the present plan wherever a plan was promised, so that no step waits for one that never comes."""
         with self._lock:

@@ -13,6 +13,7 @@ from lgreco import solver
 from lgreco.choice import Choice
 from lgreco.error_table import Array, ErrorTable
 from lgreco.family import family, in_order
+from lgreco.norm import additive_errors, gradient_total
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.record_kinds import ring_bytes
 
@@ -78,20 +79,19 @@ class Budget:
     bytes: float | None = None
 
 
-def solve_table(table: ErrorTable, budget: Budget, norm: str = "squared", method: str | None = None) -> Solved:
+def solve_table(table: ErrorTable, budget: Budget, norm: str = "adam", method: str | None = None) -> Solved:
     """Solves a table as the controller does in training, and compares.
 
     Args:
         table: `monotone()`, as the controller solves it too.
         budget: what may be spent.
-        norm: how errors of layers add up: `squared` L2 distances or `l2` distances.
+        norm: how errors of layers add up, one of lgreco.norm.NORMS.
         method: of the solver; None for its own default.
 
     Raises:
         ValueError: for a reference that is not in the table, or a budget that no plan meets.
     """
-    errors = np.sqrt(table.squared_errors) if norm == "l2" else table.squared_errors
-    norms = np.sqrt(table.squared_norms) if norm == "l2" else table.squared_norms
+    errors = additive_errors(table, norm)
     reference = None if budget.reference is None else table.uniform(budget.reference)
     settings: dict[str, Any] = {} if method is None else {"method": method}
     if reference is not None:
@@ -101,7 +101,7 @@ def solve_table(table: ErrorTable, budget: Budget, norm: str = "squared", method
         limit = _spent(table, errors, solution.choices.tolist()).error
     else:
         if budget.relative_error is not None:
-            limit = budget.relative_error * math.fsum(norms)
+            limit = budget.relative_error * gradient_total(table, norm)
         elif reference is not None:
             limit = budget.alpha * _spent(table, errors, reference).error
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lgreco.choice import Choice
@@ -73,7 +73,10 @@ def of_solve(solve: Solve, start: Start, title: str) -> PlanSource:
         if name not in layers:
             raise ValueError(f'{title}: the plan of step {solve.step} names the layer "{name}", the start does not')
     because = f"solved at step {solve.step}"
-    plan = Plan(PlannedLayer(layers[name], choice, because) for name, choice in solve.plan.items())
+    plan = Plan(
+        PlannedLayer(replace(layers[name], kept=solve.kept.get(name)), choice, because)
+        for name, choice in solve.plan.items()
+    )
     copies = 2 * (start.world_size - 1) / start.world_size  # sent by a rank in a step: both rounds
     recorded = {name: sent / copies for name, sent in solve.layer_bytes.items()} if copies else {}
     return PlanSource(plan, f"{title}, step {solve.step}", recorded)

@@ -16,6 +16,7 @@ from lgreco.candidates import Offers
 from lgreco.choice import LowRank
 from lgreco.error_table import ErrorTable
 from lgreco.measurement import Row
+from lgreco.pricing import Pricing
 from lgreco.solver_config import SolverConfig
 
 _WORTH_A_SWAP = 1e-3
@@ -56,9 +57,13 @@ class Decision:
 
 
 class Planner:
-    """Decides plan after plan; what it remembers between them is its state."""
+    """Decides plan after plan; what it remembers between them is its state.
 
-    def __init__(self, offers: Offers, settings: SolverConfig, world_size: int) -> None:
+    With a pricing, plans are of least exposed time instead of fewest bytes (unless bytes are the budget).
+    """
+
+    def __init__(self, offers: Offers, settings: SolverConfig, world_size: int, pricing: Pricing | None = None) -> None:
+        self._pricing = pricing
         self._offers = offers
         self._settings = settings
         self._world_size = world_size
@@ -94,7 +99,7 @@ class Planner:
         problem, gap = None, 0.0
         columns: tuple[int, ...] = tuple(present)
         try:
-            columns, gap = self._solve(errors, table.costs, budget, reference, broken, present)
+            columns, gap = self._cheapest(errors, table.costs, budget, reference, broken, present)
         except ValueError as reason:
             problem = str(reason)
         solve_ms = (time.perf_counter() - begun) * 1e3
@@ -164,6 +169,31 @@ class Planner:
             norms[row] = rows[row].squared_norm
         table = ErrorTable(offers.layers, offers.choices, errors, norms, offers.costs, self._world_size, step)
         return _only(table, broken, present)
+
+    def _cheapest(
+        self,
+        errors: Array,
+        costs: Array,
+        budget: Budget,
+        reference: Sequence[int],
+        broken: Sequence[int],
+        present: Sequence[int],
+    ) -> tuple[tuple[int, ...], float]:
+        """The plan of fewest bytes, or, with a pricing, of least exposed time among those of several solutions.
+
+        Raises:
+            ValueError: where no plan keeps to the budget.
+        """
+        if self._pricing is None or budget.error is None:
+            return self._solve(errors, costs, budget, reference, broken, present)
+        found = [
+            self._solve(errors, table, budget, reference, broken, present) for table in self._pricing.tables(present)
+        ]
+        exposed = {columns: self._pricing.exposed_s(columns) for columns, _ in found}
+        columns, gap = min(found, key=lambda plan: (exposed[plan[0]], total(costs, plan[0])))
+        there = tuple(present)
+        stays = there in exposed and exposed[there] <= exposed[columns] * (1 + _WORTH_A_SWAP)
+        return (there, gap) if stays else (columns, gap)
 
     def _solve(
         self,

@@ -13,10 +13,22 @@ from types import TracebackType
 from typing import TypeVar
 
 from lgreco.line_file import LineFile
-from lgreco.record_kinds import Kind, Note, Realised, Solve, Start, Steps, from_dict
+from lgreco.record_kinds import Forecast, Kind, Note, Realised, Solve, Start, Steps, from_dict
 from lgreco.scalars import Scalars
 
-__all__ = ["RECORD_NAME", "Note", "Realised", "Record", "Recorder", "Solve", "Start", "Steps", "find", "read"]
+__all__ = [
+    "RECORD_NAME",
+    "Forecast",
+    "Note",
+    "Realised",
+    "Record",
+    "Recorder",
+    "Solve",
+    "Start",
+    "Steps",
+    "find",
+    "read",
+]
 
 RECORD_NAME = "record.jsonl"
 """Name of a record in the folder of its run."""
@@ -49,6 +61,11 @@ class Record:
     def realised(self) -> tuple[Realised, ...]:
         """Predicted errors beside those that came true."""
         return self._all(Realised)
+
+    @property
+    def forecasts(self) -> tuple[Forecast, ...]:
+        """The cost model beside what was measured."""
+        return self._all(Forecast)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -186,6 +203,10 @@ class Recorder:
     def realised(self, realised: Realised) -> None:
         """Notes predicted errors beside those that came true."""
         self._write(realised)
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Notes what the cost model said, beside what came."""
+        self._write(forecast)
 
     def note(self, step: int, text: str) -> None:
         """Notes a remark or a warning."""

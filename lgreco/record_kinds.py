@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lgreco.choice import Choice, parse
-from lgreco.error_table import ErrorTable
+from lgreco.error_table import Array, ErrorTable
 from lgreco.layer import LayerInfo
 from lgreco.plan import Plan
 
@@ -31,6 +31,12 @@ def _number(value: Any) -> float:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, got {value!r:.60}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"must be true or false, got {value!r:.60}")
     return value
 
 
@@ -138,9 +144,11 @@ class Solve(Kind):
         measure_ms: time that measuring the table took, on the slow path.
         layer_bytes: layer -> wire_bytes of it; empty where not known.
         layer_errors: layer -> predicted squared error; empty where not known.
-        norm: how layers' errors add up in budget and predicted_error: `squared` (sum of squared L2 norms) or `l2` (sum
-            of L2 norms).
+        norm: how layers' errors add up in budget and predicted_error, one of lgreco.norm.NORMS.
+        layer_weights: layer -> what one unit of its error, a squared L2 distance or for `l2` an L2 distance, counts in
+            budget and predicted_error; layers that are not there count 1.
         table: name of the file with the error table; None where it was not kept.
+        kept: layer -> elements that its mask keeps; layers without a mask are not in it.
     """
 
     kind: ClassVar[str] = "solve"
@@ -159,7 +167,9 @@ class Solve(Kind):
     layer_bytes: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
     layer_errors: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
     norm: str = _as(_text, default="squared")
+    layer_weights: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
     table: str | None = _as(_maybe(_text), default=None)
+    kept: Mapping[str, int] = _as(_mapping(_whole), default_factory=dict)
 
     @classmethod
     def of(
@@ -169,6 +179,7 @@ class Solve(Kind):
         plan: Plan,
         previous: Mapping[str, Choice] | None,
         *,
+        weights: Array | None = None,
         other_bytes: float = 0.0,
         **fields: Any,
     ) -> Solve:
@@ -179,6 +190,7 @@ class Solve(Kind):
             columns: for each layer of the table, the index of its choice (`Solution.choices`).
             plan: that came of it, all layers.
             previous: the plan before, None for the first.
+            weights: [L, C], what one unit of each error counts in the budget; None where all count 1.
             other_bytes: wire bytes of the plan's layers that are not in the table.
             **fields: the rest: effective_step, budget, predicted_error, reference, method, gap, solve_ms, measure_ms,
                 and norm and table (the file's name) where there is something to say.
@@ -186,6 +198,7 @@ class Solve(Kind):
         names = [layer.name for layer in table.layers]
         costs = [float(table.costs[row, column]) for row, column in enumerate(columns)]
         errors = [float(table.squared_errors[row, column]) for row, column in enumerate(columns)]
+        counts = [] if weights is None else [float(weights[row, column]) for row, column in enumerate(columns)]
         return cls(
             step=table.step,
             plan=dict(plan),
@@ -194,6 +207,8 @@ class Solve(Kind):
             dense_bytes=ring_bytes([planned.layer for planned in plan.planned], table.world_size),
             layer_bytes=dict(zip(names, costs, strict=True)),
             layer_errors=dict(zip(names, errors, strict=True)),
+            kept={p.layer.name: p.layer.kept for p in plan.planned if p.layer.kept is not None},
+            layer_weights=dict(zip(names, counts, strict=False)),
             **fields,
         )
 
@@ -219,15 +234,43 @@ class Realised(Kind):
     predicted: Mapping[str, float] = _as(_mapping(_number))
     realised: Mapping[str, float] = _as(_mapping(_number))
 
-    def pairs(self) -> list[tuple[float, float]]:
+    def pairs(self) -> dict[str, tuple[float, float]]:
         """Predicted and realised squared error of those layers of which both are known and finite."""
-        both = ((error, self.realised.get(name, math.nan)) for name, error in self.predicted.items())
-        return [pair for pair in both if all(map(math.isfinite, pair))]
+        both = {name: (error, self.realised.get(name, math.nan)) for name, error in self.predicted.items()}
+        return {name: pair for name, pair in both.items() if all(map(math.isfinite, pair))}
 
-    def totals(self, norm: str = "squared") -> tuple[float, float]:
-        """Predicted and realised error of the layers of `pairs`, added up in `norm`, as in Solve."""
-        predicted, realised = zip(*self.pairs(), strict=True) if self.pairs() else ((), ())
-        return total_error(predicted, norm), total_error(realised, norm)
+    def totals(self, solve: Solve | None = None) -> tuple[float, float]:
+        """Predicted and realised error of the layers of `pairs`, added up as the budget of `solve` adds them."""
+        weights, root = (solve.layer_weights, solve.norm == "l2") if solve else ({}, False)
+        counted = [(weights.get(name, 1.0), pair) for name, pair in self.pairs().items()]
+        predicted, realised = (
+            math.fsum(weight * (math.sqrt(pair[i]) if root else pair[i]) for weight, pair in counted) for i in (0, 1)
+        )
+        return predicted, realised
+
+
+@dataclass(frozen=True)
+class Forecast(Kind):
+    """The cost model beside what was measured; at attach, before anything was measured, what was decided.
+
+    Attributes:
+        registered: false: lgreco was not registered, DDP averaged as always.
+        bytes_per_s: that a rank's link carries in an exchange, as far as was known then.
+        predicted_busy_ms: with at least one bucket under way, in a step.
+        busy_ms: the same as measured, least over ranks; None before anything was.
+        predicted_exposed_ms: from the last bucket's start to its end; None before arrivals are known.
+        exposed_ms: the same as measured, least over ranks.
+        text: what changed, or what was decided, for people.
+    """
+
+    kind: ClassVar[str] = "forecast"
+    registered: bool = _as(_flag)
+    bytes_per_s: float = _as(_number)
+    predicted_busy_ms: float = _as(_number)
+    busy_ms: float | None = _as(_maybe(_number), default=None)
+    predicted_exposed_ms: float | None = _as(_maybe(_number), default=None)
+    exposed_ms: float | None = _as(_maybe(_number), default=None)
+    text: str = _as(_text, default="")
 
 
 @dataclass(frozen=True)
@@ -238,7 +281,7 @@ class Note(Kind):
     text: str = _as(_text)
 
 
-KINDS: dict[str, type[Kind]] = {kind.kind: kind for kind in (Start, Solve, Steps, Realised, Note)}
+KINDS: dict[str, type[Kind]] = {kind.kind: kind for kind in (Start, Solve, Steps, Realised, Forecast, Note)}
 
 
 def from_dict(content: Any) -> Kind:
@@ -271,11 +314,6 @@ def from_dict(content: Any) -> Kind:
 def ring_bytes(layers: Sequence[LayerInfo], world_size: int) -> float:
     """Bytes that a rank sends in a ring allreduce of these layers' gradients."""
     return 2 * (world_size - 1) * sum(layer.dense_bytes for layer in layers) / world_size
-
-
-def total_error(squared_errors: Iterable[float], norm: str) -> float:
-    """Layers' squared errors added up: as they are (`squared`) or as L2 norms (`l2`)."""
-    return math.fsum(math.sqrt(error) if norm == "l2" else error for error in squared_errors)
 
 
 def _plain(value: Any) -> Any:

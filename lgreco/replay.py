@@ -8,6 +8,7 @@ from typing import Any
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
+from lgreco.masks import LayerMask
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.plan_port import PlanPort
 from lgreco.record import find, read
@@ -47,11 +48,27 @@ class Replay:
         for step, plan in later:
             self._port.swap(step, [plan[layer.name] for layer in self._offers.layers])
 
+    def adopt(self, offers: Offers, masks: Mapping[str, LayerMask], steps: int) -> list[Choice]:
+        """Other elements are exchanged from now on; the recorded plans stay."""
+        in_force = self._in_force(steps)[1]
+        self._offers = offers
+        return [in_force[layer.name] for layer in offers.layers]
+
+    def remeasure(self, steps: int) -> None:
+        """Puts the plans of later steps in force again, which the engine has forgotten."""
+        self._port.forget()
+        for step, plan in self._plans:
+            if step > steps:
+                self._port.swap(step, [plan[layer.name] for layer in self._offers.layers])
+
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps."""
-        step, plan = next(entry for entry in reversed(self._plans) if entry[0] <= steps)
+        step, plan = self._in_force(steps)
         because = "replayed" if step > 0 else "reference"
         return Plan(PlannedLayer(layer, plan[layer.name], because) for layer in self._offers.layers)
+
+    def _in_force(self, steps: int) -> tuple[int, Mapping[str, Choice]]:
+        return next(entry for entry in reversed(self._plans) if entry[0] <= steps)
 
     def wait(self, steps: int, timeout_s: float | None = None) -> bool:
         """Nothing is ever under way."""

@@ -20,7 +20,7 @@ from lgreco.figure_style import COLOURS, FAINT, INK, REFERENCE_COLOUR, STYLE
 from lgreco.plan_figure import FAMILY_COLOURS, draw_plan, rows_of
 from lgreco.quantities import bytes_text
 from lgreco.record import Record
-from lgreco.record_kinds import Realised, Solve, total_error
+from lgreco.record_kinds import Realised, Solve
 from lgreco.scalars import family_bytes
 
 _WIDTH, _PAIR_HEIGHT = 10.6, 3.0  # inches
@@ -63,23 +63,20 @@ def steps_svg(record: Record) -> str:
 def realised_totals(record: Record) -> list[tuple[int, float, float]]:
     """Step, predicted and realised error of each `realised` in the units of the budget; without those of error zero.
 
-    Both are of the plan that was in force, predicted by the table of that step. A budget may weigh layers in a way that
-    the record does not hold: that plan's own prediction tells the weight of its sum.
+    Both are of the plan that was in force, predicted by the table of that step.
     """
     totals = []
     for each in record.realised:
-        solve = _in_force(record.solves, each)
-        predicted, realised = each.totals(solve.norm if solve else "squared")
+        predicted, realised = each.totals(_in_force(record.solves, each))
         if predicted > 0:
-            unit = _unit(solve) if solve else 1.0
-            totals.append((each.step, unit * predicted, unit * realised))
+            totals.append((each.step, predicted, realised))
     return totals
 
 
 def accuracies(record: Record) -> list[tuple[int, list[float]]]:
     """Step and, for each layer with an error, realised over predicted."""
     return [
-        (each.step, [realised / predicted for predicted, realised in each.pairs() if predicted > 0])
+        (each.step, [realised / predicted for predicted, realised in each.pairs().values() if predicted > 0])
         for each in record.realised
     ]
 
@@ -88,13 +85,6 @@ def _in_force(solves: Sequence[Solve], realised: Realised) -> Solve | None:
     """The solve whose plan the exchange of that step used; of an earlier plan nothing is known."""
     before = [solve for solve in solves if solve.effective_step <= realised.step]
     return before[-1] if before else None
-
-
-def _unit(solve: Solve) -> float:
-    """What an error of one counts in a solve's budget: 1 but for weights."""
-    plain = total_error(solve.layer_errors.values(), solve.norm)
-    known = plain > 0 and math.isfinite(solve.predicted_error) and solve.predicted_error > 0
-    return solve.predicted_error / plain if known else 1.0
 
 
 def _draw_bytes(axes: Axes, record: Record) -> None:

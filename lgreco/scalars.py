@@ -30,7 +30,7 @@ class Scalars:
             ) from None
         self._writer = SummaryWriter(str(folder))
         self._dense_bytes = 0.0
-        self._norm = "squared"
+        self._solve: Solve | None = None
         self._failed = False
 
     def write(self, record: Kind) -> None:
@@ -53,10 +53,10 @@ class Scalars:
         if isinstance(record, Steps):
             return self._of_steps(record)
         if isinstance(record, Solve):
-            self._norm = record.norm
+            self._solve = record
             return _of_solve(record)
         if isinstance(record, Realised):
-            return {"error/realised": record.totals(self._norm)[1]}
+            return {"error/realised": record.totals(self._solve)[1]}
         return {}
 
     def _of_steps(self, record: Steps) -> dict[str, float]:

@@ -71,6 +71,65 @@ class Spectrum:
         return left + min(coding * (1.0 + self.spread / world_size), 1.0) * kept
 
 
+@dataclass(frozen=True, eq=False)
+class MaskedSpectrum:
+    """What a sketch says of the averaged matrix of a masked layer.
+
+    Pruned elements are zero in the matrix, and again in what is made of its factors. So a rank's error is that of its
+    kept elements alone, which the matrix's singular values do not tell: it is measured on sampled ones.
+
+    Attributes:
+        squared_norm: of the averaged matrix.
+        errors: float64 [width + 1], squared error by rank from 0, of the kept elements.
+        energies: float64 [width + 1], squared norm of what the rank delivers of them.
+        spread: as in Spectrum.
+    """
+
+    squared_norm: float
+    errors: npt.NDArray[np.float64]
+    energies: npt.NDArray[np.float64]
+    spread: float
+
+    def error(self, rank: int, coding: float, world_size: int) -> float:
+        """Squared error of a rank with coded factors; as `Spectrum.error`."""
+        rank = min(rank, len(self.errors) - 1)
+        coded = min(coding * (1.0 + self.spread / world_size), 1.0) * self.energies[rank]
+        return float(self.errors[rank] + coded)
+
+
+def masked_spectrum_of(
+    c: torch.Tensor,
+    v: torch.Tensor,
+    own_energy: float,
+    scale: float,
+    mean: npt.NDArray[np.float64],
+    places: npt.NDArray[np.int64],
+) -> MaskedSpectrum:
+    """Reads off a sketch how much of a masked matrix each rank holds.
+
+    Args:
+        c: [rows, width], the averaged M V.
+        v: [cols, width], orthonormal.
+        own_energy: mean over ranks of the squared norm of their own M_w V.
+        scale: kept elements of the layer for each one sampled.
+        mean: float64 [sampled], the exact mean of sampled kept elements.
+        places: [sampled], where they are in the layer, flat in the order of M's rows.
+    """
+    projected, basis = c.double().numpy(), v.double().numpy()
+    kept = float(np.square(projected).sum())
+    turn = np.linalg.eigh(projected.T @ projected)[1][:, ::-1]  # the largest singular value first
+    left, right = projected @ turn, basis @ turn
+    rows, cols = np.divmod(places, len(basis))
+    near = np.zeros(len(places))
+    errors, energies = [float(np.square(mean).sum())], [0.0]
+    for column in range(left.shape[1]):
+        near += left[rows, column] * right[cols, column]
+        errors.append(float(np.square(mean - near).sum()))
+        energies.append(float(np.square(near).sum()))
+    spread = max(own_energy / kept, 1.0) if kept > 0 else 1.0
+    return MaskedSpectrum(scale * errors[0], scale * np.array(errors), scale * np.array(energies), spread)
+
+
 def spectrum_of(
     c: torch.Tensor, v: torch.Tensor, own_energy: float, sample: Sample, mean: npt.NDArray[np.float64]
 ) -> Spectrum:

@@ -69,7 +69,8 @@ class SolverConfig(_Section):
         relative_error: total error at most this share of the gradient's norm, both summed as `norm` says.
         bytes: that one rank may send in a step; the plan leaves the least error.
         ratio: the same, as the dense exchange's bytes over the plan's.
-        norm: of which layers' errors are summed: squared L2 distances, or L2 distances as in the paper.
+        norm: how layers' errors add up: `adam`, squared L2 distances over the root mean square of the layer's gradient;
+            `squared`, squared L2 distances; `l2`, L2 distances as in the paper.
         family_weights: codec -> factor on its errors.
         layer_weights: pattern -> factor on the errors of layers that match; the first match wins.
         floor: pattern -> choice; weaker choices of the same codec are not offered there.
@@ -96,7 +97,7 @@ class SolverConfig(_Section):
     relative_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     bytes: Annotated[int, Field(strict=True, ge=1, lt=2**63)] | None = None
     ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    norm: Literal["squared", "l2"] = "squared"
+    norm: Literal["adam", "squared", "l2"] = "adam"
     family_weights: tuple[tuple[str, float], ...] = ()
     layer_weights: tuple[tuple[str, float], ...] = ()
     floor: tuple[Rule, ...] = ()
@@ -249,7 +250,7 @@ _ALLOWED = {
     "relative_error": "a number from 0",
     "bytes": "a whole number from 1",
     "ratio": "a number from 1",
-    "norm": "squared or l2",
+    "norm": "adam, squared or l2",
     "memory": "a number from 0",
     "method": "lagrangian or dp",
     **dict.fromkeys(("interval", "lag", "window", "average", "record_every"), "a whole number from 1"),

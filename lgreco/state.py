@@ -6,6 +6,7 @@ import atexit
 import gc
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgreco import _C, checkpoint
+from lgreco import masks as masking
 from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
+from lgreco.auto import Verdict, decide, dense_plan, fastest
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
+from lgreco.cost_model import MIB
 from lgreco.layer import LayerInfo, layer_of
-from lgreco.peers import Peers
+from lgreco.masks import LayerMask
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
 from lgreco.replay import Replay
+from lgreco.slow_path import make_slow_path
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
 
@@ -55,10 +60,13 @@ class State:
         self._cpu_group: dist.ProcessGroup | None = None
         self._plan: Plan | None = None
         self._layers: list[LayerInfo] = []
+        self._masks: dict[str, LayerMask] = {}
+        self._pending_masks: dict[str, torch.Tensor] = {}
         self._pending: Mapping[str, Any] | None = None
         self._closed = False
         self._faults: Any = None
         self._controller: Controller | Replay | None = None
+        self._verdict: Verdict | None = None
 
     @property
     def rank(self) -> int:
@@ -69,6 +77,11 @@ class State:
     def world_size(self) -> int:
         """Ranks in DDP's group."""
         return dist.get_world_size(self._group)
+
+    @property
+    def registered(self) -> bool:
+        """Whether lgreco exchanges the gradients: false where the config is not enabled, or `auto` left DDP alone."""
+        return self.config.enabled and (self._verdict is None or self._verdict.registered)
 
     @property
     def plan(self) -> Plan:
@@ -101,7 +114,7 @@ class State:
         )
         residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
         return {
-            "wire_bytes": native["wire_bytes"],
+            "wire_bytes": native["wire_bytes"] if self.registered else dense_bytes,
             "dense_bytes": dense_bytes,
             "steps": native["steps"],
             "residual_bytes_per_parameter": residual,
@@ -110,7 +123,7 @@ class State:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's residuals and step count; every rank saves its own, or all use `gather`.
+        """This rank's residuals, step count and masks; every rank saves its own, or all use `gather`.
 
         Call it between steps. What the last step left is committed by it, so `discard` comes before.
 
@@ -119,7 +132,7 @@ class State:
         """
         if self._controller is not None:
             self._controller.wait(self._engine.committed_steps())
-        packed = checkpoint.pack(self._engine, self.config, self._layers, self.rank, self.world_size)
+        packed = checkpoint.pack(self._engine, self.config, self._layers, self._masks, self.rank, self.world_size)
         if self._controller is not None:
             packed["solver"] = self._controller.state()
         return packed
@@ -139,7 +152,7 @@ class State:
         each new rank's residual is the mean of the old senders' residuals plus the owners' residuals, so that what is
         still to be added to the averaged gradient is kept (sum over ranks / world size); at W' = 1 nothing is exchanged
         and nothing kept. A state without per-rank parts sets the step count; residuals then start at zero, with one
-        warning.
+        warning. Masks become those of the state; one that was saved before there were masks leaves them as they are.
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.
@@ -149,12 +162,70 @@ class State:
             self._pending = state  # the layers are not known yet
             return
         controller = self._controller
+        masks = masking.unpack(state["masks"], self._layers) if "masks" in state else self._masks
 
         def load_plans() -> None:
+            if masks or self._masks:
+                self._put_masks(masks)
             if controller is not None:
                 controller.load(state.get("solver"), state["steps"])
 
         checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size, load_plans)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Layer name -> bool tensor of the layer's shape, true where kept; layers of which all is kept are left out."""
+        shapes = {layer.name: layer.shape for layer in self._layers}
+        return {name: mask.tensor().view(shapes[name]) for name, mask in self._masks.items()}
+
+    def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """From the next step on, only what these masks keep is exchanged; gradients become zero elsewhere.
+
+        Collective: call it on every rank between the same two steps, after `optimizer.step()` (and `discard`), before
+        the next forward. Layers that are not named keep their mask; one that keeps everything ends masking. Residuals
+        move: what is pruned now is dropped, what has grown again starts at zero. A solver drops what it has measured
+        and not yet put in force, and measures anew at once. With one rank, or where `auto`
+        leaves DDP alone, gradients stay whole.
+
+        Args:
+            masks: layer name (as in DDP's module, without `module.`) -> bool or uint8 of the parameter's shape, on any
+                device; true where kept.
+
+        Raises:
+            ValueError: on every rank, and nothing has changed: for a name, shape or dtype that does not fit, or masks
+                that differ between ranks; names the layers and the ranks.
+        """
+        if not self.registered:
+            return
+        if self._engine is None:  # the layers are not known yet
+            self._pending_masks.update({name: mask.clone() for name, mask in masks.items()})
+            return
+        updated = masking.update_on_all(self._cpu_group, self._masks, masks, self._layers)
+        if masking.digests(updated) == masking.digests(self._masks):
+            return
+        steps = int(self._engine.stats()["steps"])
+        if self._controller is not None:
+            self._controller.wait(steps)
+        self._put_masks(updated, steps)
+        if self._controller is not None:
+            self._controller.remeasure(steps)
+
+    def _put_masks(self, masks: dict[str, LayerMask], steps: int = 0) -> None:
+        """Layers, costs and the engine follow the masks."""
+        self._masks = masks
+        self._layers = [
+            replace(layer, kept=masks[layer.name].kept if layer.name in masks else None) for layer in self._layers
+        ]
+        self._plan = resolve(self.config, self._layers)
+        offers = self._offers(self._plan)
+        if offers is None and self._verdict is not None and self._verdict.calibration is not None:
+            self._plan = fastest(self._verdict.calibration, self._plan)
+        if offers is not None and self._controller is not None:
+            choices = self._controller.adopt(offers, masks, steps)
+        else:
+            choices = [planned.choice for planned in self._plan.planned]
+        packed = [masks[layer.name].packed() if layer.name in masks else None for layer in self._layers]
+        self._engine.set_masks(packed, [choice.to_native() for choice in choices])
 
     def note_step(self, loss: float | None = None, step_ms: float | None = None) -> None:
         """Adds a step to the record (`solver.record`): bytes and codec time, and what the caller knows of it.
@@ -203,6 +274,9 @@ class State:
         if self._pending is not None:
             self.load_state_dict(self._pending)
             self._pending = None
+        if self._pending_masks:
+            self.set_masks(self._pending_masks)
+            self._pending_masks = {}
 
     def _start(self, ddp: DistributedDataParallel, scaler: Any) -> None:
         named = _named_parameters(ddp)
@@ -219,6 +293,11 @@ class State:
         offers = self._offers(self._plan)
         if offers is not None:
             self._plan = offers.plan(offers.reference, "reference")
+        if self.config.auto and self._cpu_group is not None:
+            self._judge(ddp, parameters[0].device, offers)
+            if not self.registered:
+                self._leave_cpu_group()
+                return
         self._engine = _C.Engine(
             _settings(self.config, ddp.process_group),
             self._cpu_group,
@@ -230,7 +309,15 @@ class State:
             self._faults,
         )
         if offers is not None:
-            self._controller = self._make_controller(offers)
+            self._controller = make_slow_path(
+                self.config,
+                offers,
+                self._engine,
+                ddp.process_group,
+                parameters,
+                self._verdict,
+                ddp.bucket_bytes_cap / MIB,
+            )
             self._controller.start()
 
     def _offers(self, plan: Plan) -> Offers | None:
@@ -241,27 +328,36 @@ class State:
         free = [is_free(self.config, layer) for layer in self._layers]
         return make_offers(solver, plan, free, self.world_size, self.config.residual)
 
-    def _make_controller(self, offers: Offers) -> Controller | Replay:
-        solver, group = self.config.solver, self._group
-        assert solver is not None, "there are offers"
-        assert group is not None, "DDP's group is known"
-        if solver.plan_replay is not None:
-            return Replay(offers, solver.plan_replay, self._engine)
-        return Controller(
-            offers,
-            solver,
-            self._engine,
-            Peers(make_cpu_group(group, "lgreco-tables")),
-            PlanLog(self.config, solver, offers, self.rank, self.world_size),
-            seed=self.config.seed,
-            warmup_steps=self.config.warmup_steps,
+    def _judge(self, ddp: DistributedDataParallel, device: torch.device, offers: Offers | None) -> None:
+        """Decides whether lgreco is registered at all, and about layers that are faster dense; collective."""
+        assert self._plan is not None, "resolved before"
+        assert self._cpu_group is not None, "there are several ranks"
+        solver = self.config.solver
+        self._verdict = decide(
+            ddp.process_group,
+            self._cpu_group,
+            device,
+            self._plan,
+            ddp.bucket_bytes_cap / MIB,
+            solved=offers is not None,
+            replayed=None if solver is None else solver.plan_replay,
         )
+        self._plan = self._verdict.plan
+        if self.registered:
+            return
+        self._plan = dense_plan(self._plan, "auto: DDP's own is faster here")
+        if offers is not None and solver is not None and solver.plan_replay is None:
+            log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
+            log.forecast(self._verdict.forecast())
+            log.close()
 
     def _register(self, ddp: DistributedDataParallel) -> None:
         self._engine.register_on(ddp.reducer)
 
     def _run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self._engine is None:
+            if self.config.auto:
+                raise ValueError("auto decides before a hook is registered: use lgreco.attach(ddp, config)")
             self._bind(_ddp_of(self))
         future: torch.futures.Future[torch.Tensor] = self._engine.run(bucket)
         return future

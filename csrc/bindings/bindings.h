@@ -11,5 +11,6 @@ void bind_cuda_kernels(pybind11::module_& module);
 void bind_solver(pybind11::module_& module);
 void bind_simulate(pybind11::module_& module);
 void bind_lowrank(pybind11::module_& module);
+void bind_masks(pybind11::module_& module);
 
 }  // namespace lgreco::bindings

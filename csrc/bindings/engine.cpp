@@ -7,6 +7,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/choice_from.h"
+#include "bindings/masks_from.h"
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
@@ -119,10 +120,18 @@ std::optional<at::Tensor> optional_of(const engine::LayerResidual& part) {
 }
 
 // Bytes that one rank sends for a layer per step, mean over ranks: both rounds, all stages.
+// `kept`: elements that a mask keeps, if there is one; their run costs what a layer of that size costs,
+// but a factored layer is coded whole.
 double layer_wire_bytes(const std::vector<int64_t>& shape, const std::string& dtype,
-                        const py::dict& choice, int world_size) {
+                        const py::dict& choice, int world_size, std::optional<int64_t> kept) {
   LayerSpec layer{"layer", shape, c10::multiply_integers(shape), dtype_from(dtype)};
-  return engine::Plan({std::move(layer)}, {choice_from(choice)}, world_size).wire_bytes(0);
+  const codecs::Choice native = choice_from(choice);
+  if (kept) {
+    require(*kept >= 0 && *kept <= layer.numel, "kept must be 0..", layer.numel, ", got ", *kept);
+    if (*kept == 0) return 0.0;
+    if (native.codec != "lowrank") layer = {"layer", {*kept}, *kept, layer.dtype};
+  }
+  return engine::Plan({std::move(layer)}, {native}, world_size).wire_bytes(0);
 }
 
 void bind_faults(py::module_& module) {
@@ -158,7 +167,7 @@ void bind_engine(py::module_& module) {
   bind_faults(module);
   bind_settings(module);
   module.def("layer_wire_bytes", &layer_wire_bytes, py::arg("shape"), py::arg("dtype"),
-             py::arg("choice"), py::arg("world_size"));
+             py::arg("choice"), py::arg("world_size"), py::arg("kept") = std::nullopt);
   py::class_<engine::LayerResidual>(module, "LayerResidual", "One layer's residuals on this rank.")
       .def(py::init([](std::string name, std::optional<at::Tensor> sender,
                        std::optional<at::Tensor> owner, int64_t owner_offset,
@@ -223,6 +232,14 @@ void bind_engine(py::module_& module) {
             engine.replace_plans(choices_from(choices));
           },
           py::arg("choices"))
+      .def(
+          "set_masks",
+          [](Engine& engine, const PackedMasks& masks, const std::vector<py::dict>& choices) {
+            const std::vector<codecs::Choice> native = choices_from(choices);
+            const py::gil_scoped_release release;
+            engine.set_masks(masks_from(masks), native);
+          },
+          py::arg("masks"), py::arg("choices"))
       .def("discard", &Engine::discard, released)
       .def("close", &Engine::close, released)
       .def("committed_steps", &Engine::committed_steps, released)
@@ -237,6 +254,7 @@ void bind_engine(py::module_& module) {
         out["buffer_bytes"] = stats.buffer_bytes;
         out["codec_ms"] = stats.codec_ms;
         out["exposed_ms"] = stats.exposed_ms;
+        out["busy_ms"] = stats.busy_ms;
         out["residual_bytes"] = engine.residual_bytes();
         return out;
       });

@@ -34,4 +34,5 @@ PYBIND11_MODULE(_C, module) {
   lgreco::bindings::bind_solver(module);
   lgreco::bindings::bind_simulate(module);
   lgreco::bindings::bind_lowrank(module);
+  lgreco::bindings::bind_masks(module);
 }

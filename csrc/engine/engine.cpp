@@ -2,28 +2,43 @@
 #include "engine/engine.h"
 
 #include <ATen/core/jit_type.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <iterator>
 
 #include "core/error.h"
+#include "engine/masked_tensors.h"
 
 namespace lgreco::engine {
+namespace {
+
+std::vector<int64_t> numels_of(const std::vector<LayerSpec>& layers, const Masks& masks = {}) {
+  std::vector<int64_t> numels;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Mask* mask = mask_of(masks, i);
+    numels.push_back(mask == nullptr ? layers[i].numel : mask->kept());
+  }
+  return numels;
+}
+
+std::vector<codecs::Choice> all_dense(size_t layers) { return {layers, {"dense", {{"dtype", "fp32"}}}}; }
+
+}  // namespace
 
 Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
                std::vector<at::Tensor> parameters, const std::vector<codecs::Choice>& choices,
                std::optional<at::Tensor> scale, const MakeExchange& make_exchange)
     : options_(options),
       parameters_(std::move(parameters)),
-      watches_(std::make_shared<Watches>(layers)),
+      watches_(std::make_shared<Watches>(numels_of(layers))),
       scale_(std::move(scale)) {
   require(parameters_.size() == layers.size(), "one parameter per layer: got ", parameters_.size(),
           " parameters and ", layers.size(), " layers");
   for (size_t i = 0; i < parameters_.size(); ++i) {
     layer_by_parameter_[parameters_[i].unsafeGetTensorImpl()] = static_cast<int32_t>(i);
   }
-  const std::vector<codecs::Choice> dense(layers.size(), {"dense", {{"dtype", "fp32"}}});
-  warmup_plan_ = std::make_shared<const Plan>(layers, dense, options.world_size);
+  warmup_plan_ = std::make_shared<const Plan>(layers, all_dense(layers.size()), options.world_size);
   plans_[0] = std::make_shared<const Plan>(std::move(layers), choices, options.world_size);
   ExchangeOptions exchange = options.exchange;
   exchange.watches = watches_;
@@ -31,8 +46,12 @@ Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
 }
 
 std::shared_ptr<const Plan> Engine::compile(const std::vector<codecs::Choice>& choices,
-                                            const Plan* before) const {
-  return std::make_shared<const Plan>(warmup_plan_->layers(), choices, options_.world_size, before);
+                                            const std::vector<bool>& carries) {
+  std::unique_lock lock(plans_mutex_);
+  const std::vector<LayerSpec>& layers = warmup_plan_->layers();
+  const Masks masks = masks_;
+  lock.unlock();
+  return std::make_shared<const Plan>(layers, choices, options_.world_size, masks, carries);
 }
 
 void Engine::promise_plan(uint64_t step) {
@@ -48,7 +67,8 @@ void Engine::set_plan(uint64_t step, const std::optional<std::vector<codecs::Cho
       if (first < step && plan) before = plan;
     }
   }
-  std::shared_ptr<const Plan> plan = choices ? compile(*choices, before.get()) : nullptr;
+  std::shared_ptr<const Plan> plan;
+  if (choices) plan = compile(*choices, before ? before->with_residual() : std::vector<bool>{});
   {
     const std::lock_guard lock(plans_mutex_);
     if (before && (!plan || before->fingerprint() == plan->fingerprint())) {
@@ -61,10 +81,29 @@ void Engine::set_plan(uint64_t step, const std::optional<std::vector<codecs::Cho
 }
 
 void Engine::replace_plans(const std::vector<codecs::Choice>& choices) {
-  std::shared_ptr<const Plan> plan = compile(choices, nullptr);
+  std::shared_ptr<const Plan> plan = compile(choices);
   const std::lock_guard lock(plans_mutex_);
   plans_.clear();
   plans_[0] = std::move(plan);
+}
+
+void Engine::set_masks(Masks masks, const std::vector<codecs::Choice>& choices) {
+  const std::vector<LayerSpec> layers = warmup_plan_->layers();
+  const std::vector<bool> carries = exchange_ ? exchange_->plan().with_residual() : std::vector<bool>{};
+  auto warmup =
+      std::make_shared<const Plan>(layers, all_dense(layers.size()), options_.world_size, masks);
+  auto plan = std::make_shared<const Plan>(layers, choices, options_.world_size, masks, carries);
+  watches_->reset(numels_of(layers, masks));
+  {
+    const std::lock_guard lock(plans_mutex_);
+    masks_ = std::move(masks);
+    warmup_plan_ = std::move(warmup);
+    plans_.clear();
+    plans_[0] = std::move(plan);
+  }
+  plan_set_.notify_all();
+  // Now, so that what is saved before the next step is laid out by these masks.
+  if (exchange_) exchange_->change_plan(plan_of_step(exchange_->steps_so_far()));
 }
 
 // The latest plan that is due at a step; one that is due but only promised is waited for.
@@ -132,29 +171,42 @@ std::vector<LayerResidual> Engine::residuals() {
   const Plan& plan = exchange_->plan();
   std::vector<LayerResidual> out;
   for (int32_t layer = 0; layer < static_cast<int32_t>(plan.layers().size()); ++layer) {
-    const Residuals& residuals = exchange_->residuals();
-    const auto copy = [](const at::Tensor& tensor) {
-      return tensor.defined() ? tensor.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()
-                              : tensor;
-    };
-    LayerResidual part;
-    part.name = plan.layers()[layer].name;
-    part.sender = copy(residuals.of_layer(plan, layer));
-    part.warm_p = copy(residuals.of_factor(plan, layer, 0));
-    part.warm_q = copy(residuals.of_factor(plan, layer, 1));
-    if (!part.sender.defined() && !part.warm_q.defined()) continue;
-    const auto [owner, offset] = residuals.of_owner(plan, layer, options_.rank);
-    part.owner = copy(owner);
-    if (owner.defined()) part.owner_offset = offset;
-    out.push_back(std::move(part));
+    LayerResidual part = residual_of(plan, layer);
+    if (part.sender.defined() || part.warm_q.defined()) out.push_back(std::move(part));
   }
   return out;
+}
+
+LayerResidual Engine::residual_of(const Plan& plan, int32_t layer) const {
+  const Residuals& residuals = exchange_->residuals();
+  const PlannedLayer& planned = plan.planned()[layer];
+  const auto copy = [](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()
+                            : tensor;
+  };
+  LayerResidual part;
+  part.name = plan.layers()[layer].name;
+  part.sender = copy(residuals.of_layer(plan, layer));
+  part.warm_p = copy(residuals.of_factor(plan, layer, 0));
+  part.warm_q = copy(residuals.of_factor(plan, layer, 1));
+  const auto [owner, offset] = residuals.of_owner(plan, layer, options_.rank);
+  part.owner = copy(owner);
+  if (owner.defined()) part.owner_offset = offset;
+  const Mask* mask = planned.run_mask();
+  if (mask == nullptr) return part;
+  if (part.sender.defined()) part.sender = layer_of(planned, part.sender);
+  if (!part.owner.defined()) return part;
+  part.owner_offset = mask->dense_begin(offset);
+  const int64_t end = mask->dense_begin(offset + owner.numel());
+  part.owner = layer_of(planned, part.owner, part.owner_offset, end - part.owner_offset);
+  return part;
 }
 
 void Engine::load(uint64_t committed_steps, const std::vector<LayerResidual>& residuals) {
   if (!exchange_) return;
   exchange_->settle();
   exchange_->set_committed_steps(committed_steps);
+  make_room(residuals);
   // The plan that the residuals were saved under; if the next step's is another, they move as ever.
   exchange_->restart(plan_of_step(committed_steps == 0 ? 0 : committed_steps - 1));
   const Plan& plan = exchange_->plan();
@@ -164,6 +216,23 @@ void Engine::load(uint64_t committed_steps, const std::vector<LayerResidual>& re
     const auto found = by_name.find(plan.layers()[layer].name);
     if (found == by_name.end()) continue;
     load_layer(plan, layer, *found->second);
+  }
+}
+
+// Where a change of masks has made a layer exact, what it owed before may have been saved with it.
+void Engine::make_room(const std::vector<LayerResidual>& residuals) {
+  std::vector<bool> carries;
+  for (const LayerSpec& layer : warmup_plan_->layers()) {
+    carries.push_back(std::any_of(residuals.begin(), residuals.end(), [&](const LayerResidual& part) {
+      return part.sender.defined() && part.name == layer.name;
+    }));
+  }
+  const std::lock_guard lock(plans_mutex_);
+  for (auto& [first, plan] : plans_) {
+    if (plan) {
+      plan = std::make_shared<const Plan>(plan->layers(), plan->choices(), options_.world_size, masks_,
+                                          carries);
+    }
   }
 }
 
@@ -180,16 +249,36 @@ void Engine::load_layer(const Plan& plan, int32_t layer, const LayerResidual& pa
   }
   const at::Tensor sender = residuals.of_layer(plan, layer);
   if (!sender.defined() || !part.sender.defined()) return;
-  require(part.sender.numel() == sender.numel(), "layer '", part.name, "' has ", sender.numel(),
+  const int64_t numel = plan.layers()[layer].numel;
+  require(part.sender.numel() == numel, "layer '", part.name, "' has ", numel,
           " elements, its saved residual ", part.sender.numel(), ": a checkpoint of another model");
-  sender.copy_(part.sender);
-  if (!part.owner.defined()) return;
-  const auto [owner, offset] = residuals.of_owner(plan, layer, options_.rank);
-  if (owner.defined() && offset == part.owner_offset && owner.numel() == part.owner.numel()) {
-    owner.copy_(part.owner);
+  sender.copy_(run_of(plan.planned()[layer], part.sender));
+  if (part.owner.defined()) load_owner(plan, layer, part, sender);
+}
+
+void Engine::load_owner(const Plan& plan, int32_t layer, const LayerResidual& part,
+                        const at::Tensor& sender) {
+  const PlannedLayer& planned = plan.planned()[layer];
+  at::Tensor saved = part.owner;
+  int64_t saved_offset = part.owner_offset;
+  if (planned.mask != nullptr) {  // from a part of the layer to the same part of its run
+    at::Tensor whole = at::zeros({plan.layers()[layer].numel}, saved.options());
+    whole.narrow(0, saved_offset, saved.numel()).copy_(saved);
+    const int64_t end = saved_offset + saved.numel();
+    saved = run_of(planned, whole);
+    if (const Mask* mask = planned.run_mask()) {
+      saved_offset = mask->run_begin(saved_offset);
+      saved = saved.narrow(0, saved_offset, mask->run_begin(end) - saved_offset);
+    } else {
+      saved_offset = 0;
+    }
+  }
+  const auto [owner, offset] = exchange_->residuals().of_owner(plan, layer, options_.rank);
+  if (owner.defined() && offset == saved_offset && owner.numel() == saved.numel()) {
+    owner.copy_(saved);
   } else {  // other owners than when it was saved: back to the sender, which is exact
-    sender.narrow(0, part.owner_offset, part.owner.numel())
-        .add_(part.owner.to(sender.device()), static_cast<double>(options_.world_size));
+    sender.narrow(0, saved_offset, saved.numel())
+        .add_(saved.to(sender.device()), static_cast<double>(options_.world_size));
   }
 }
 

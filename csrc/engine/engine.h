@@ -28,7 +28,7 @@ struct EngineOptions {
 /// One layer's part of a rank's state. Tensors are copies, fp32 or bf16, flat, on the CPU.
 struct LayerResidual {
   std::string name;
-  at::Tensor sender;  ///< [numel]; undefined where no residual is kept
+  at::Tensor sender;  ///< [numel], zero where it is pruned; undefined where no residual is kept
   at::Tensor owner;   ///< of the elements from owner_offset on; undefined where this rank owns none
   int64_t owner_offset = 0;
   at::Tensor warm_p, warm_q;  ///< [rank, length]; undefined where no factor is kept
@@ -59,6 +59,10 @@ class Engine {
   void set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices);
   /// Forgets all plans and promises; `choices` are in force from the first step on. Before load().
   void replace_plans(const std::vector<codecs::Choice>& choices);
+  /// Other elements are exchanged from the next step on, under `choices`: ends the last step's
+  /// transaction, forgets all plans, promises and watches, and moves residuals as at any change of plan.
+  /// `masks` by layer; null: everything is kept. Between steps only.
+  void set_masks(Masks masks, const std::vector<codecs::Choice>& choices);
 
   void discard() {
     if (exchange_) exchange_->discard();
@@ -77,7 +81,10 @@ class Engine {
  private:
   void layers_of(c10d::GradBucket& bucket);
   std::shared_ptr<const Plan> compile(const std::vector<codecs::Choice>& choices,
-                                      const Plan* before) const;
+                                      const std::vector<bool>& carries = {});
+  void make_room(const std::vector<LayerResidual>& residuals);
+  LayerResidual residual_of(const Plan& plan, int32_t layer) const;
+  void load_owner(const Plan& plan, int32_t layer, const LayerResidual& part, const at::Tensor& sender);
   std::shared_ptr<const Plan> plan_of_step(uint64_t step);
   void load_layer(const Plan& plan, int32_t layer, const LayerResidual& part);
 
@@ -87,6 +94,7 @@ class Engine {
   const std::shared_ptr<Watches> watches_;
   std::shared_ptr<const Plan> warmup_plan_;
   std::mutex plans_mutex_;
+  Masks masks_;
   std::condition_variable plan_set_;
   std::map<uint64_t, std::shared_ptr<const Plan>> plans_;  ///< by first step in force; null: promised
   bool closed_ = false;

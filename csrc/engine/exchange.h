@@ -42,6 +42,7 @@ struct ExchangeStats {
   int64_t buffer_bytes = 0;  ///< wire buffers, inboxes and factors held
   double codec_ms = 0.0;     ///< what the codec lane worked
   double exposed_ms = 0.0;   ///< from the last bucket's start to its end: what backward cannot hide
+  double busy_ms = 0.0;      ///< with at least one bucket under way
 };
 
 /// Called by one thread at a time, but for close(), which any thread may call at any time.
@@ -64,6 +65,8 @@ class Exchange {
 
   /// Zero residuals under `plan`, as before the first step.
   virtual void restart(std::shared_ptr<const Plan> plan) = 0;
+  /// Settles, then moves residuals to `plan`, which is that of the next step.
+  virtual void change_plan(std::shared_ptr<const Plan> plan) = 0;
   /// The plan that residuals() is laid out by.
   virtual const Plan& plan() const = 0;
   /// By which the engine finds the plan in force for the next step. Where only the device knows

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/mask.h"
+
 namespace lgreco::engine {
 namespace {
 
@@ -86,7 +88,7 @@ void Factors::multiply(Work& work, bool transposed) {
   at::mm_out(result, view(mean_, from, lowrank.rank), transposed ? matrix : matrix.t());
 }
 
-void Factors::project(int i, const uint8_t* bucket, DType dtype, const FactorStep& step) {
+void Factors::project(int i, uint8_t* bucket, DType dtype, const FactorStep& step) {
   Work& work = works_[i];
   const codecs::LowRank& lowrank = *work.planned->lowrank;
   const codecs::Feedback feedback = step.residuals.sender(*work.planned, step.scale);
@@ -95,7 +97,10 @@ void Factors::project(int i, const uint8_t* bucket, DType dtype, const FactorSte
   const bool q_now = lowrank.alternate && takes_part(Turn::kEven, step.committed_steps);
   work.exchanges_p = lowrank.alternate && !q_now;
   load_basis(work, q_now ? work.p : work.q, step);
-  const uint8_t* gradient = bucket + work.bucket_offset * element_bytes(dtype);
+  uint8_t* gradient = bucket + work.bucket_offset * element_bytes(dtype);
+  if (const Mask* mask = work.planned->mask) {  // the residual is zero there already
+    kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);
+  }
   if (!q_now && lowrank.rank <= kernels::kFusedRanks) {
     work.nonzero = kernels::lowrank_gather_project(gradient, dtype, lowrank.rows, lowrank.cols, feedback,
                                                    work.matrix, lowrank.rank, factor(mean_, work.q),
@@ -139,12 +144,20 @@ bool Factors::finish(int i, uint8_t* bucket, DType dtype, const FactorStep& step
   const auto ranks = static_cast<float>(plan_.world_size());
   for (int64_t j = 0; j < lowrank.rank * last.stride; ++j) own[j] = sent[j] - own[j] - ranks * lost[j];
   const codecs::Feedback feedback = residuals.sender(*work.planned, step.scale);
-  return kernels::lowrank_reconstruct(lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p),
-                                      factor(mean_, work.q), feedback.scale, gradient, dtype,
-                                      work.matrix, factor(work.exchanges_p ? error_ : mean_, work.p),
-                                      factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
-                                      feedback.dtype)
-      .nonfinite;
+  const bool nonfinite =
+      kernels::lowrank_reconstruct(lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p),
+                                   factor(mean_, work.q), feedback.scale, gradient, dtype, work.matrix,
+                                   factor(work.exchanges_p ? error_ : mean_, work.p),
+                                   factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
+                                   feedback.dtype)
+          .nonfinite;
+  if (const Mask* mask = work.planned->mask) {
+    kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);
+    if (feedback.out != nullptr) {
+      kernels::mask_clear(mask->whole(), element_bytes(feedback.dtype), feedback.out);
+    }
+  }
+  return nonfinite;
 }
 
 codecs::Feedback Factors::error(float* memory, const Piece& piece, const Tile& tile) {

@@ -9,6 +9,8 @@
 // The residual is M - P Q_own^T, where Q_own is what this rank's part of the average really was: what it
 // sent after coding, less, where it is the owner, the error of coding the average, times the world size.
 // So the mean over ranks of the residuals is exactly the mean of M less what was delivered.
+//
+// Of a masked matrix what is pruned is zero in M, in the residual and in what is delivered.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -40,7 +42,7 @@ class Factors {
   bool has_second_stage(int i) const { return !works_[i].planned->lowrank->alternate; }
 
   /// M, and the first factor to be exchanged.
-  void project(int i, const uint8_t* bucket, DType dtype, const FactorStep& step);
+  void project(int i, uint8_t* bucket, DType dtype, const FactorStep& step);
   /// The second factor to be exchanged, from the first one's average.
   void advance(int i);
   /// The gradient, the residual and the next step's warm start. Returns whether an inf or NaN came out.

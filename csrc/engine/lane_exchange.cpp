@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "engine/clock.h"
@@ -27,9 +28,9 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
       rank_(transport_->rank()),
       world_size_(transport_->size()),
       parameters_(std::move(parameters)),
-      plan_(std::move(plan)),
-      residuals_(std::make_unique<Residuals>(*plan_, rank_, options.residual_dtype, at::kCPU)),
       payloads_(world_size_) {
+  auto residuals = std::make_unique<Residuals>(*plan, rank_, options.residual_dtype, at::kCPU);
+  adopt(std::move(plan), std::move(residuals));
   codec_lane_ = std::make_unique<CodecLane>([this](const Task& task) { work(task); });
   for (Lanes& lanes : receive_lanes_) lanes = make_lanes();
   const auto limit = options.timeout * 9 / 10;
@@ -69,6 +70,10 @@ void LaneExchange::end_step() {
     residuals_->commit();
     ++committed_steps_;
   }
+  if (complete_) {
+    last_sent_bytes_ = sent_bytes_;
+    last_codec_ns_ = codec_ns_;
+  }
   complete_ = false;
   dropped_ = false;
 }
@@ -76,13 +81,7 @@ void LaneExchange::end_step() {
 void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) {
   const std::lock_guard call(calls_);
   end_step();
-  if (plan != plan_) {
-    clear_jobs(0);
-    auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
-    moved->take_over(*plan, *residuals_, *plan_, rank_);
-    residuals_ = std::move(moved);
-    plan_ = std::move(plan);
-  }
+  follow(std::move(plan));
   {
     const std::lock_guard lock(mutex_);
     next_to_complete_ = 0;
@@ -90,10 +89,24 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   }
   scale_ = scale ? *scale->const_data_ptr<float>() : 1.0F;
   ++attempted_steps_;
-  last_sent_bytes_ = sent_bytes_.exchange(0);
-  last_codec_ns_ = codec_ns_.exchange(0);
+  sent_bytes_ = 0;
+  codec_ns_ = 0;
   snapshot_ = options_.watches ? options_.watches->begin(committed_steps_) : nullptr;
   codec_lane_->post({Task::Kind::kBegin});
+}
+
+void LaneExchange::change_plan(std::shared_ptr<const Plan> plan) {
+  const std::lock_guard call(calls_);
+  end_step();
+  follow(std::move(plan));
+}
+
+void LaneExchange::follow(std::shared_ptr<const Plan> plan) {
+  if (plan == plan_) return;
+  clear_jobs(0);
+  auto moved = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
+  moved->take_over(*plan, *residuals_, *plan_, rank_);
+  adopt(std::move(plan), std::move(moved));
 }
 
 void LaneExchange::clear_jobs(size_t keep) {
@@ -105,8 +118,16 @@ void LaneExchange::clear_jobs(size_t keep) {
 void LaneExchange::restart(std::shared_ptr<const Plan> plan) {
   const std::lock_guard call(calls_);
   clear_jobs(0);
+  auto residuals = std::make_unique<Residuals>(*plan, rank_, options_.residual_dtype, at::kCPU);
+  adopt(std::move(plan), std::move(residuals));
+}
+
+void LaneExchange::adopt(std::shared_ptr<const Plan> plan, std::unique_ptr<Residuals> residuals) {
   plan_ = std::move(plan);
-  residuals_ = std::make_unique<Residuals>(*plan_, rank_, options_.residual_dtype, at::kCPU);
+  residuals_ = std::move(residuals);
+  const auto bytes = static_cast<size_t>(plan_->has_masks() ? kMostTileNumel * 4 : 0);
+  run_.resize(bytes);
+  run_residual_.resize(bytes);
 }
 
 Job& LaneExchange::job_for(const BucketCall& call) {
@@ -150,7 +171,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     const std::lock_guard lock(mutex_);
     ensure(!failed_, failure_);  // or nobody would ever complete this future
     job.active = true;
-    ++active_jobs_;
+    if (active_jobs_++ == 0) busy_since_ = std::chrono::steady_clock::now();
   }
   if (call.last) {
     complete_ = true;
@@ -248,7 +269,8 @@ void LaneExchange::complete_in_order() {
     {
       const std::lock_guard lock(mutex_);
       jobs_[next_to_complete_ - 1]->active = false;
-      --active_jobs_;
+      if (--active_jobs_ == 0) step_busy_ns_ += nanoseconds_since(busy_since_);
+      if (last) busy_ns_ = std::exchange(step_busy_ns_, 0);
     }
     progress_.notify_all();
     future->markCompleted(buffer);
@@ -274,6 +296,8 @@ ExchangeStats LaneExchange::stats() const {
   stats.wire_bytes = complete_ ? sent_bytes_.load() : last_sent_bytes_;
   stats.codec_ms = static_cast<double>(complete_ ? codec_ns_.load() : last_codec_ns_) * 1e-6;
   stats.exposed_ms = static_cast<double>(exposed_ns_) * 1e-6;
+  stats.buffer_bytes = static_cast<int64_t>(run_.size() + run_residual_.size());
+  stats.busy_ms = static_cast<double>(busy_ns_) * 1e-6;
   for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();
   return stats;
 }

@@ -41,6 +41,7 @@ class LaneExchange final : public Exchange {
   void discard() override { dropped_ = true; }
   void close() override;
   void restart(std::shared_ptr<const Plan> plan) override;
+  void change_plan(std::shared_ptr<const Plan> plan) override;
   const Plan& plan() const override { return *plan_; }
   uint64_t steps_so_far() override { return committed_steps_ + (complete_ && !dropped_ ? 1 : 0); }
   uint64_t committed_steps() override { return committed_steps_; }
@@ -66,6 +67,7 @@ class LaneExchange final : public Exchange {
   void clear_jobs(size_t keep);
   void drain();
   void end_step();
+  void follow(std::shared_ptr<const Plan> plan);
   Job& job_for(const BucketCall& call);
   void expect_scatter(Job& job, uint8_t stage);
   void expect_gather(Job& job, uint8_t stage, int32_t index);
@@ -73,6 +75,8 @@ class LaneExchange final : public Exchange {
   void work(const Task& task);
   void begin();
   void encode(Job& job, int32_t chunk, bool last_of_index);
+  const uint8_t* gathered(const Job& job, const Piece& piece);
+  kernels::MaskSpan span_of(const Piece& piece) const;
   void arrived(Job& job, int32_t chunk);
   void reduce(Job& job, int32_t chunk);
   void decode(Job& job, int32_t chunk);
@@ -80,7 +84,11 @@ class LaneExchange final : public Exchange {
   void end_stage(Job& job, uint8_t stage);
   void finish(Job& job, int32_t factored);
   void complete(Job& job);
+  void adopt(std::shared_ptr<const Plan> plan, std::unique_ptr<Residuals> residuals);
   void watch(const Job& job, bool delivered);
+  void watch_run(const PlannedLayer& planned, const uint8_t* gradient, DType dtype, bool delivered,
+                 float* out);
+  codecs::Feedback watched(const PlannedLayer& planned, bool delivered) const;
   void watch_owed(int32_t layer, int32_t slot);
   void complete_in_order();
 
@@ -108,6 +116,10 @@ class LaneExchange final : public Exchange {
   std::vector<Expected> expected_;          ///< scratch of run()
   std::vector<Expected> expected_answers_;  ///< scratch of expect_gather()
   std::vector<const uint8_t*> payloads_;    ///< scratch of reduce()
+  /// One tile's part of a masked layer's run each: gradients, and residuals for a watch. A tile is
+  /// gathered when it is encoded and scattered when it is decoded, so that it stays in the cache
+  /// between.
+  std::vector<uint8_t> run_, run_residual_;
 
   /// Held by whoever uses jobs_, plan_ and residuals_ from outside the lanes: the training thread,
   /// and close(), which may come from another.
@@ -122,7 +134,7 @@ class LaneExchange final : public Exchange {
   uint64_t replicas_hash_ = 0;
   std::atomic<int64_t> sent_bytes_{0};
   int64_t last_sent_bytes_ = 0;
-  std::atomic<int64_t> codec_ns_{0}, exposed_ns_{0};
+  std::atomic<int64_t> codec_ns_{0}, exposed_ns_{0}, busy_ns_{0};
   int64_t last_codec_ns_ = 0;
   std::chrono::steady_clock::time_point last_bucket_began_;
   std::shared_ptr<Snapshot> snapshot_;  ///< to fill in this step; null: none is wanted
@@ -131,6 +143,8 @@ class LaneExchange final : public Exchange {
   std::condition_variable progress_;
   size_t next_to_complete_ = 0;
   int active_jobs_ = 0;
+  std::chrono::steady_clock::time_point busy_since_;  ///< while jobs are active
+  int64_t step_busy_ns_ = 0;                          ///< of the step under way
   bool failed_ = false;
   bool closed_ = false;
   std::string failure_;

@@ -6,6 +6,7 @@
 #include "engine/clock.h"
 #include "engine/lane_exchange.h"
 #include "engine/replicas.h"
+#include "kernels/mask.h"
 
 namespace lgreco::engine {
 namespace {
@@ -75,32 +76,6 @@ Noise LaneExchange::noise_of(const Tile& tile, Round round) const {
 
 FactorStep LaneExchange::factor_step() const {
   return {*residuals_, scale_, committed_steps_, options_.seed};
-}
-
-// Copies what the watched layers of a bucket hold, before the exchange or after it.
-void LaneExchange::watch(const Job& job, bool delivered) {
-  int64_t offset = 0;
-  for (const int32_t layer : job.layers) {
-    const int64_t numel = plan_->layers()[layer].numel;
-    const int32_t slot = snapshot_->slots[layer];
-    if (slot >= 0) {
-      codecs::Feedback feedback;
-      if (!delivered) feedback = residuals_->sender(plan_->planned()[layer], scale_);
-      feedback.inverse_scale = 1.0F / scale_;
-      auto& tensors = delivered ? snapshot_->delivered : snapshot_->values;
-      kernels::lowrank_gather(job.gradient + offset * element_bytes(job.dtype), job.dtype, numel,
-                              feedback, tensors[slot].mutable_data_ptr<float>());
-      if (!delivered) watch_owed(layer, slot);
-    }
-    offset += numel;
-  }
-}
-
-// What an owner still owes is part of what it averages, so it belongs to the exact result.
-void LaneExchange::watch_owed(int32_t layer, int32_t slot) {
-  const auto [owed, offset] = residuals_->of_owner(*plan_, layer, rank_);
-  snapshot_->owed[slot] = owed.defined() ? owed.to(at::kFloat, false, /*copy=*/true) : owed;
-  snapshot_->owed_offsets[slot] = offset;
 }
 
 void LaneExchange::write_header(Job& job, int32_t chunk, Round round) {
@@ -191,17 +166,32 @@ void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
                    job.factors.sender_error(piece, tile), noise_of(tile, kScatter),
                    wire + piece.wire_offset);
     } else {
-      nonzero = codec
-                    .encode(job.gradient + piece.offset * element_bytes(job.dtype), job.dtype,
-                            tile.numel, residuals_->sender(tile, scale_), noise_of(tile, kScatter),
-                            wire + piece.wire_offset)
-                    .nonzero;
+      nonzero =
+          codec
+              .encode(gathered(job, piece), job.dtype, tile.numel, residuals_->sender(tile, scale_),
+                      noise_of(tile, kScatter), wire + piece.wire_offset)
+              .nonzero;
     }
     set_bit(bits_of(wire), i, nonzero);
   }
   if (!own) send(*job.scatter_out[id], job.sent[id], job, id, kScatter);
   if (last_of_index) expect_gather(job, chunk.stage, chunk.index);
   if (own) arrived(job, id);
+}
+
+// A tile's gradient: where it lies, or what its mask keeps of it.
+const uint8_t* LaneExchange::gathered(const Job& job, const Piece& piece) {
+  const int64_t bytes = element_bytes(job.dtype);
+  const uint8_t* gradient = job.gradient + piece.offset * bytes;
+  if (piece.masked < 0) return gradient;
+  kernels::mask_gather(span_of(piece), gradient, bytes, run_.data());
+  return run_.data();
+}
+
+kernels::MaskSpan LaneExchange::span_of(const Piece& piece) const {
+  const Tile& tile = plan_->tiles()[piece.tile];
+  return {plan_->planned()[tile.layer].mask->words().data(), tile.dense_offset, tile.dense_numel,
+          tile.numel};
 }
 
 void LaneExchange::arrived(Job& job, int32_t chunk) {
@@ -269,11 +259,16 @@ bool LaneExchange::decode_piece(Job& job, const Piece& piece, const uint8_t* wir
                                   DType::kFloat32)
                           .nonfinite;
   }
-  uint8_t* out = job.gradient + piece.offset * element_bytes(job.dtype);
+  const int64_t bytes = element_bytes(job.dtype);
+  uint8_t* out = job.gradient + piece.offset * bytes;
   if (nonzero) {
-    return codec.decode(wire, tile.numel, noise_of(tile, kGather), out, job.dtype).nonfinite;
+    uint8_t* run = piece.masked < 0 ? out : run_.data();
+    const bool nonfinite =
+        codec.decode(wire, tile.numel, noise_of(tile, kGather), run, job.dtype).nonfinite;
+    if (piece.masked >= 0) kernels::mask_scatter(span_of(piece), run, bytes, out);
+    return nonfinite;
   }
-  std::memset(out, 0, tile.numel * element_bytes(job.dtype));
+  std::memset(out, 0, tile.dense_numel * bytes);
   residuals_->keep_sender(tile);
   return false;
 }
@@ -299,6 +294,13 @@ void LaneExchange::finish(Job& job, int32_t factored) {
 }
 
 void LaneExchange::complete(Job& job) {
+  const int64_t bytes = element_bytes(job.dtype);
+  for (const MaskedLayer& place :
+       job.layout.masked()) {  // no piece says so of one without a kept element
+    if (plan_->planned()[place.layer].mask->kept() > 0) continue;
+    std::memset(job.gradient + place.bucket_offset * bytes, 0,
+                plan_->layers()[place.layer].numel * bytes);
+  }
   {
     const std::lock_guard lock(mutex_);
     job.done = true;

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kChunkAlignment = 64;
 constexpr int64_t kFactorAlignment = 16;  // elements
+constexpr int64_t kRunAlignment = 16;     // elements
 
 constexpr int64_t prefix_bytes(int64_t pieces) {
   return round_up(static_cast<int64_t>(sizeof(ChunkHeader)) + 4 * bit_words(pieces), kTileAlignment);
@@ -40,6 +41,11 @@ void Layout::place_layer(const Plan& plan, int32_t layer, std::vector<Groups>& o
     factored_.push_back({.layer = layer, .bucket_offset = numel_, .p_offset = factor_numel_});
     factored_.back().q_offset = factor_numel_ + round_up(planned.parts[0].numel, kFactorAlignment);
   }
+  const Mask* mask = planned.run_mask();
+  if (mask != nullptr) {
+    masked_.push_back({.layer = layer, .bucket_offset = numel_, .run_offset = run_numel_});
+    run_numel_ += round_up(mask->kept(), kRunAlignment);
+  }
   for (const Part& part : planned.parts) {
     const int64_t begin = planned.lowrank ? factor_numel_ : numel_;
     for (int32_t i = 0; i < part.tile_count; ++i) {
@@ -48,7 +54,8 @@ void Layout::place_layer(const Plan& plan, int32_t layer, std::vector<Groups>& o
       owned[tile.owner][{part.stage, part.turn}].push_back(
           {.tile = id,
            .factored = planned.lowrank ? static_cast<int32_t>(factored_.size()) - 1 : -1,
-           .offset = begin + tile.offset});
+           .masked = mask != nullptr ? static_cast<int32_t>(masked_.size()) - 1 : -1,
+           .offset = begin + tile.dense_offset});
     }
     if (planned.lowrank) factor_numel_ += round_up(part.numel, kFactorAlignment);
   }

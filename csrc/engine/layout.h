@@ -31,6 +31,7 @@ static_assert(sizeof(ChunkHeader) == 32);
 struct Piece {
   int32_t tile = 0;
   int32_t factored = -1;    ///< index of the factored layer it belongs to; -1: of the gradient itself
+  int32_t masked = -1;      ///< index of the masked layer it belongs to; -1: everything is kept
   int64_t offset = 0;       ///< elements
   int64_t wire_offset = 0;  ///< bytes from the chunk's start
 };
@@ -40,6 +41,13 @@ struct FactoredLayer {
   int32_t layer = 0;
   int64_t bucket_offset = 0;           ///< elements
   int64_t p_offset = 0, q_offset = 0;  ///< elements in the memory of the bucket's factors
+};
+
+/// A layer of the bucket whose run is exchanged.
+struct MaskedLayer {
+  int32_t layer = 0;
+  int64_t bucket_offset = 0;  ///< elements
+  int64_t run_offset = 0;     ///< elements, where the bucket's runs lie one after the other
 };
 
 /// One message a peer and round: a header, one nonzero bit a piece, the encoded pieces. All pieces are
@@ -64,6 +72,8 @@ class Layout {
   const std::vector<Chunk>& chunks() const { return chunks_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
   const std::vector<FactoredLayer>& factored() const { return factored_; }
+  /// Those without a kept element included, which have no piece.
+  const std::vector<MaskedLayer>& masked() const { return masked_; }
   /// Ids of the owner's chunks are [first, first + count), the first stage's before the second's.
   int first_chunk_of(int owner) const { return owner_begin_[owner]; }
   int chunk_count_of(int owner) const { return owner_begin_[owner + 1] - owner_begin_[owner]; }
@@ -71,6 +81,7 @@ class Layout {
 
   int64_t numel() const { return numel_; }
   int64_t factor_numel() const { return factor_numel_; }
+  int64_t run_numel() const { return run_numel_; }
   int64_t wire_bytes() const { return wire_bytes_; }
   /// Bytes of one peer's part of the inbox; the inbox has world_size parts, the own one unused.
   int64_t inbox_stride() const { return inbox_stride_; }
@@ -84,12 +95,14 @@ class Layout {
 
   int64_t numel_ = 0;
   int64_t factor_numel_ = 0;
+  int64_t run_numel_ = 0;
   int64_t wire_bytes_ = 0;
   int64_t inbox_stride_ = 0;
   int largest_chunk_count_ = 0;
   std::vector<Chunk> chunks_;
   std::vector<Piece> pieces_;
   std::vector<FactoredLayer> factored_;
+  std::vector<MaskedLayer> masked_;
   std::vector<int32_t> owner_begin_;
 };
 

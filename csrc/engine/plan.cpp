@@ -9,8 +9,6 @@
 namespace lgreco::engine {
 namespace {
 
-// 64 Ki elements: gradient and residual of a tile stay within the L2 cache of one core.
-constexpr int64_t kTileNumel = 64 * 1024;
 // A layer below this many wire bytes is not worth a message to every rank: one owner takes it whole.
 constexpr int64_t kWholeLayerBytes = 16 * 1024;
 
@@ -27,8 +25,10 @@ void mix(uint64_t& hash, const std::string& text) {
 }  // namespace
 
 Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
-           const Plan* before)
+           Masks masks, const std::vector<bool>& carries)
     : layers_(std::move(layers)),
+      choices_(choices),
+      masks_(std::move(masks)),
       world_size_(world_size),
       owner_load_bytes_(world_size, 0),
       owner_residual_numel_(world_size, 0) {
@@ -36,16 +36,24 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
           " layers, ", choices.size(), " choices");
   require(world_size >= 1 && world_size <= static_cast<int>(kMaxRanks),
           "world size must be 1..4096, got ", world_size);
+  require(masks_.empty() || masks_.size() == layers_.size(),
+          "a plan needs one mask per layer: ", layers_.size(), " layers, ", masks_.size(), " masks");
   fingerprint_ = 0xCBF29CE484222325ULL;
   mix(fingerprint_, static_cast<uint64_t>(world_size));
   for (size_t i = 0; i < layers_.size(); ++i) {
     planned_.emplace_back();
-    if (choices[i].codec == "lowrank") {
+    const Mask* mask = planned_.back().mask = mask_of(masks_, i);
+    has_masks_ |= mask != nullptr;
+    require(mask == nullptr || mask->numel() == layers_[i].numel, "layer '", layers_[i].name, "' has ",
+            layers_[i].numel, " elements, its mask ", mask == nullptr ? 0 : mask->numel());
+    if (mask != nullptr && mask->kept() == 0) {
+      compile_layer(static_cast<int32_t>(i), {"dense", {{"dtype", "fp32"}}}, false);
+    } else if (choices[i].codec == "lowrank") {
       compile_lowrank(static_cast<int32_t>(i), choices[i]);
     } else {
-      const bool carries = before != nullptr && before->planned()[i].residual_offset >= 0;
-      compile_layer(static_cast<int32_t>(i), choices[i], carries);
+      compile_layer(static_cast<int32_t>(i), choices[i], !carries.empty() && carries[i]);
     }
+    if (mask != nullptr) mix(fingerprint_, mask->hash());
     mix(fingerprint_, layers_[i].name);
     mix(fingerprint_,
         static_cast<uint64_t>(layers_[i].numel) * 4 + static_cast<uint64_t>(layers_[i].dtype));
@@ -62,10 +70,13 @@ const codecs::Codec* Plan::codec_for(const codecs::Choice& choice) {
 void Plan::compile_layer(int32_t layer, const codecs::Choice& choice, bool carries_residual) {
   const LayerSpec& spec = layers_[layer];
   PlannedLayer& planned = planned_[layer];
-  planned.parts.push_back({.codec = codec_for(choice), .numel = spec.numel});
-  if (carries_residual || !planned.parts[0].codec->lossless(spec.dtype)) {
+  const int64_t numel = planned.mask != nullptr ? planned.mask->kept() : spec.numel;
+  planned.parts.push_back({.codec = codec_for(choice), .numel = numel});
+  const bool nothing = planned.mask != nullptr && numel == 0;
+  if (!nothing && (carries_residual || !planned.parts[0].codec->lossless(spec.dtype))) {
     planned.residual_offset = residual_numel_;
-    residual_numel_ += round_up(spec.numel, 16);
+    planned.residual_numel = numel;
+    residual_numel_ += round_up(numel, 16);
   }
   deal_tiles(layer, 0);
 }
@@ -78,6 +89,7 @@ void Plan::compile_lowrank(int32_t layer, const codecs::Choice& choice) {
   planned.lowrank = codecs::make_lowrank(choice, spec.shape);
   const codecs::LowRank& lowrank = *planned.lowrank;
   planned.residual_offset = residual_numel_;
+  planned.residual_numel = spec.numel;
   residual_numel_ += round_up(spec.numel, 16);
   const auto keep = [&](const codecs::FactorCoding& factor) {
     const int64_t offset = warm_numel_;
@@ -123,7 +135,7 @@ void Plan::add_tiles(int32_t layer, uint8_t index, int owner, int64_t begin, int
   const PlannedLayer& planned = planned_[layer];
   const Part& part = planned.parts[index];
   const int64_t block = part.codec->block_numel();
-  const int64_t step = std::max(kTileNumel / block, int64_t{1}) * block;
+  const int64_t step = std::max(kMostTileNumel / block, int64_t{1}) * block;
   for (int64_t offset = begin; offset < end; offset += step) {
     Tile tile;
     tile.layer = layer;
@@ -133,6 +145,12 @@ void Plan::add_tiles(int32_t layer, uint8_t index, int owner, int64_t begin, int
     tile.factor = planned.lowrank.has_value();
     tile.first_block = static_cast<uint32_t>(offset / block);
     tile.offset = offset;
+    tile.dense_offset = offset;
+    tile.dense_numel = tile.numel;
+    if (const Mask* mask = planned.run_mask()) {
+      tile.dense_offset = mask->dense_begin(offset);
+      tile.dense_numel = mask->dense_begin(offset + tile.numel) - tile.dense_offset;
+    }
     tile.wire_bytes = round_up(part.codec->wire_bytes(tile.numel), kTileAlignment);
     if (planned.residual_offset >= 0 && !tile.factor) {
       tile.residual_offset = planned.residual_offset + offset;
@@ -141,6 +159,12 @@ void Plan::add_tiles(int32_t layer, uint8_t index, int owner, int64_t begin, int
     }
     tiles_.push_back(tile);
   }
+}
+
+std::vector<bool> Plan::with_residual() const {
+  std::vector<bool> there;
+  for (const PlannedLayer& planned : planned_) there.push_back(planned.residual_offset >= 0);
+  return there;
 }
 
 double Plan::wire_bytes(int32_t layer) const {

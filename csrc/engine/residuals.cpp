@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/huge_pages.h"
+#include "engine/masked_tensors.h"
 
 namespace lgreco::engine {
 namespace {
@@ -61,7 +62,7 @@ void Residuals::keep(const Arena& arena, int64_t offset, int64_t numel) const {
 std::pair<at::Tensor, at::Tensor> Residuals::halves_of_layer(const Plan& plan, int32_t layer) const {
   const int64_t offset = plan.planned()[layer].residual_offset;
   if (!dtype_ || offset < 0) return {};
-  const int64_t numel = plan.layers()[layer].numel;
+  const int64_t numel = plan.planned()[layer].residual_numel;
   return {sender_.half[0].narrow(0, offset, numel), sender_.half[1].narrow(0, offset, numel)};
 }
 
@@ -106,13 +107,20 @@ void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& ol
       mine.narrow(0, 0, columns).copy_(others.narrow(0, 0, columns));
     }
     const at::Tensor target = of_layer(plan, layer);
-    if (!target.defined()) continue;
-    const at::Tensor sender = old.of_layer(old_plan, layer);
-    if (sender.defined()) target.copy_(sender);
-    const auto [owner, offset] = old.of_owner(old_plan, layer, rank);
-    if (owner.defined()) {
-      target.narrow(0, offset, owner.numel()).add_(owner, static_cast<double>(plan.world_size()));
+    at::Tensor owed = old.of_layer(old_plan, layer);
+    if (!target.defined() || !owed.defined()) continue;
+    const Mask *mask = plan.planned()[layer].run_mask(),
+               *old_mask = old_plan.planned()[layer].run_mask();
+    const bool same = plan.planned()[layer].mask == old_plan.planned()[layer].mask && mask == old_mask;
+    if (same) {
+      target.copy_(owed);
+      owed = target;
     }
+    const auto [owner, offset] = old.of_owner(old_plan, layer, rank);
+    if (owner.defined()) {  // in the old arena: its time is over
+      owed.narrow(0, offset, owner.numel()).add_(owner, static_cast<double>(plan.world_size()));
+    }
+    if (!same) target.copy_(run_of(plan.planned()[layer], layer_of(old_plan.planned()[layer], owed)));
   }
 }
 

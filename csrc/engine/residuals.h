@@ -55,13 +55,14 @@ class Residuals {
   /// Which half is committed, where the device has decided it.
   void set_committed(int half) { committed_ = half; }
 
-  /// Both halves of it: for those who don't know which one is committed.
+  /// Both halves of a layer's: for those who don't know which one is committed.
   std::pair<at::Tensor, at::Tensor> halves_of_layer(const Plan& plan, int32_t layer) const;
-  /// The committed residual of a whole layer, flat, [numel]; undefined where the layer has none.
+  /// The committed residual of a whole layer, flat, [PlannedLayer::residual_numel]; undefined where the
+  /// layer has none.
   at::Tensor of_layer(const Plan& plan, int32_t layer) const;
   /// The committed owner-side residual of the tiles of a layer that this rank owns, and the first
-  /// element within the layer that it belongs to; undefined where there are none. `half`: that one
-  /// instead, for those who don't know which one is committed.
+  /// element within the layer's part that it belongs to; undefined where there are none. `half`: that
+  /// one instead, for those who don't know which one is committed.
   std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank,
                                           std::optional<int> half = std::nullopt) const;
 
@@ -69,7 +70,8 @@ class Residuals {
   at::Tensor of_factor(const Plan& plan, int32_t layer, int side) const;
 
   /// Moves all that `old` holds under `old_plan` into the committed sender residuals: the own one,
-  /// plus the owner's times the world size, which gives the same average (DESIGN, The exchange).
+  /// plus the owner's times the world size, which gives the same average (DESIGN, The exchange). Where
+  /// masks differ, what is pruned now is dropped and what has grown again begins with zero.
   /// Warm starts keep as many columns as both ranks have; further ones are seeded when they are used.
   void take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank);
 

@@ -43,16 +43,7 @@ class StreamExchange final : public Exchange {
 
   void begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) override {
     ensure(!closed_, "the compressed exchange was closed (state.close()); no backward may follow");
-    if (plan != plan_) {
-      settle();
-      const c10::cuda::CUDAStreamGuard guard(side_);
-      jobs_.clear();
-      const std::shared_ptr<const Plan> old_plan = std::exchange(plan_, std::move(plan));
-      std::unique_ptr<Residuals> moved = new_residuals();
-      moved->take_over(*plan_, *residuals_, *old_plan, rank_);
-      residuals_ = std::move(moved);
-      adopt_committed_half();
-    }
+    if (plan != plan_) change_plan(std::move(plan));
     scale_ = std::move(scale);
     snapshot_ = options_.watches ? options_.watches->begin(steps_begun_) : nullptr;
     const int every = options_.check_replicas_every;
@@ -60,6 +51,17 @@ class StreamExchange final : public Exchange {
     ++steps_begun_;
     after_current_stream();
     kernels::transaction_begin(transaction(), side_.stream());
+  }
+
+  void change_plan(std::shared_ptr<const Plan> plan) override {
+    settle();
+    const c10::cuda::CUDAStreamGuard guard(side_);
+    jobs_.clear();
+    const std::shared_ptr<const Plan> old_plan = std::exchange(plan_, std::move(plan));
+    std::unique_ptr<Residuals> moved = new_residuals();
+    moved->take_over(*plan_, *residuals_, *old_plan, rank_);
+    residuals_ = std::move(moved);
+    adopt_committed_half();
   }
 
   FuturePtr run(const BucketCall& call) override {
@@ -187,19 +189,23 @@ class StreamExchange final : public Exchange {
   void exchange(StreamJob& job, const at::Tensor& buffer) {
     void* gradient = buffer.mutable_data_ptr();
     const DType dtype = dtype_of(buffer);
+    job.masks.gather(gradient, dtype, side_.stream());
     if (!job.factors.empty()) job.factors.project(gradient, dtype, step());
     uint8_t stage = 0;
     for (StreamGroup& group : job.groups) {
       if (!takes_part(group.turn, steps_begun_ - 1)) continue;
       if (group.stage != stage) job.factors.advance(step());
       stage = group.stage;
-      exchange_group(job.factors, group, gradient, dtype);
+      exchange_group(job, group, gradient, dtype);
     }
     if (!job.factors.empty()) job.factors.finish(gradient, dtype, step());
+    job.masks.scatter(gradient, dtype, residuals_->sender_batch(step().scale), transaction(),
+                      side_.stream());
     kernels::transaction_poison(transaction(), gradient, dtype, buffer.numel(), side_.stream());
   }
 
-  void exchange_group(const StreamFactors& factors, StreamGroup& group, void* gradient, DType dtype) {
+  void exchange_group(StreamJob& job, StreamGroup& group, void* gradient, DType dtype) {
+    const StreamFactors& factors = job.factors;
     const StreamStep now = step();
     const kernels::CudaStream stream = now.stream;
     auto* wire = group.wire.mutable_data_ptr<uint8_t>();
@@ -207,11 +213,11 @@ class StreamExchange final : public Exchange {
     const float factor = 1.0F / static_cast<float>(plan_->world_size());
     for (const CodecBatch& part : group.coded) {
       kernels::batch_clear_bits(part.batch, wire, stream);
-      const void* source = part.factor ? factors.values() : gradient;
-      part.codec->encode_batch(
-          part.batch, source, part.factor ? DType::kFloat32 : dtype,
-          part.factor ? factors.sender_error() : residuals_->sender_batch(now.scale), transaction(),
-          options_.seed, wire, stream);
+      const bool factor = part.source == Source::kFactors;
+      const void* source = factor ? factors.values() : memory_of(job, part, gradient);
+      part.codec->encode_batch(part.batch, source, factor ? DType::kFloat32 : dtype,
+                               factor ? factors.sender_error() : residuals_->sender_batch(now.scale),
+                               transaction(), options_.seed, wire, stream);
     }
     const LayerBits& bits = group.bits;
     kernels::copy_bits(bits.to_wire.data(), bits.to_wire.count, factors.bits(), wire, stream);
@@ -222,21 +228,26 @@ class StreamExchange final : public Exchange {
     payloads.count = plan_->world_size();
     for (const CodecBatch& part : group.reduced) {
       kernels::batch_clear_bits(part.batch, own, stream);
-      part.codec->reduce_batch(part.batch, payloads, factor,
-                               part.factor ? factors.owner_error() : residuals_->owner_batch(now.scale),
-                               transaction(), options_.seed, own, stream);
+      part.codec->reduce_batch(
+          part.batch, payloads, factor,
+          part.source == Source::kFactors ? factors.owner_error() : residuals_->owner_batch(now.scale),
+          transaction(), options_.seed, own, stream);
     }
     at::Tensor section = group.wire.narrow(0, rank_ * group.section_bytes, group.section_bytes);
     transports::all_gather(*backend_, group.wire, section);
     for (const CodecBatch& part : group.coded) {
-      void* target = part.factor ? static_cast<void*>(factors.means()) : gradient;
-      part.codec->decode_batch(
-          part.batch, wire, target, part.factor ? DType::kFloat32 : dtype,
-          part.factor ? factors.sender_error() : residuals_->sender_batch(now.scale), transaction(),
-          options_.seed, stream);
+      const bool factor = part.source == Source::kFactors;
+      void* target = factor ? factors.means() : memory_of(job, part, gradient);
+      part.codec->decode_batch(part.batch, wire, target, factor ? DType::kFloat32 : dtype,
+                               factor ? factors.sender_error() : residuals_->sender_batch(now.scale),
+                               transaction(), options_.seed, stream);
     }
     kernels::copy_bits(bits.agreed.data(), bits.agreed.count, wire, factors.bits(), stream);
     sent_bytes_ += 2 * (plan_->world_size() - 1) * group.section_bytes;
+  }
+
+  static void* memory_of(StreamJob& job, const CodecBatch& part, void* gradient) {
+    return part.source == Source::kRuns ? job.masks.runs() : gradient;
   }
 
   // Copies what the watched layers of a bucket hold, before the exchange or after it; stays on the
@@ -249,10 +260,11 @@ class StreamExchange final : public Exchange {
       if (slot >= 0) {
         at::Tensor value = bucket.narrow(0, offset, numel).to(at::kFloat, false, /*copy=*/true);
         if (scale_) value.div_(*scale_);
-        if (!delivered) {
-          add_residual(value, layer);
-          watch_owed(layer, slot);
-        }
+        const bool run = plan_->planned()[layer].run_mask() != nullptr;
+        if (!delivered && !run) add_residual(value, layer);
+        value = job.masks.kept_of(layer, value, side_.stream());
+        if (!delivered && run) add_residual(value, layer);
+        if (!delivered) watch_owed(layer, slot);
         (delivered ? snapshot_->delivered : snapshot_->values)[slot] = value;
       }
       offset += numel;

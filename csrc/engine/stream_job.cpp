@@ -16,15 +16,20 @@ namespace {
 constexpr int64_t kSectionAlignment = 256;
 constexpr int64_t kOneChunk = std::numeric_limits<int64_t>::max() / 2;  // a section is one message
 
-/// By codec, those of the gradient apart from those of factors.
-using RunsByCodec = std::map<std::pair<const codecs::Codec*, bool>, std::vector<kernels::BatchRun>>;
+/// By codec and by where they lie.
+using RunsByCodec = std::map<std::pair<const codecs::Codec*, Source>, std::vector<kernels::BatchRun>>;
+
+Source source_of(const Piece& piece) {
+  if (piece.factored >= 0) return Source::kFactors;
+  return piece.masked >= 0 ? Source::kRuns : Source::kBucket;
+}
 
 std::vector<CodecBatch> make_batches(RunsByCodec& by_codec, at::Device device) {
   std::vector<CodecBatch> batches;
   for (auto& [kind, runs] : by_codec) {
     CodecBatch made;
     made.codec = kind.first;
-    made.factor = kind.second;
+    made.source = kind.second;
     made.batch.block_numel = static_cast<int32_t>(made.codec->block_numel());
     const std::vector<uint32_t> block_runs = kernels::number_blocks(runs, made.batch.block_numel);
     made.runs = to_device(runs, device);
@@ -54,7 +59,10 @@ int64_t error_offset(const Plan& plan, const Piece& piece, const Tile& tile, int
 
 StreamJob::StreamJob(const Plan& plan, const std::vector<int32_t>& bucket_layers, int rank,
                      at::Device device)
-    : layers(bucket_layers), layout(plan, layers, rank, kOneChunk), factors(plan, layout, device) {
+    : layers(bucket_layers),
+      layout(plan, layers, rank, kOneChunk),
+      factors(plan, layout, device),
+      masks(plan, layout, device) {
   std::map<std::pair<uint8_t, Turn>, std::vector<const Chunk*>> by_group;
   for (const Chunk& chunk : layout.chunks()) by_group[{chunk.stage, chunk.turn}].push_back(&chunk);
   for (const auto& [group, chunks] : by_group) {
@@ -81,13 +89,16 @@ StreamGroup StreamJob::make_group(const Plan& plan, const std::vector<const Chun
       const Tile& tile = plan.tiles()[piece.tile];
       kernels::BatchRun run;
       run.gradient_offset = piece.offset;
+      if (piece.masked >= 0) {
+        run.gradient_offset = layout.masked()[piece.masked].run_offset + tile.offset;
+      }
       run.residual_offset = error_offset(plan, piece, tile, tile.residual_offset);
       run.wire_offset = section + piece.wire_offset;
       run.bit = 8 * (section + static_cast<int64_t>(sizeof(ChunkHeader))) + i;
       run.numel = tile.numel;
       run.first_block = tile.first_block;
       run.stream = noise_stream(tile.layer, rank, 0);
-      coding[{&plan.codec_of(tile), tile.factor}].push_back(run);
+      coding[{&plan.codec_of(tile), source_of(piece)}].push_back(run);
       if (tile.factor) {
         to_wire.push_back({piece.factored, run.bit});
         if (tile.offset == 0) agreed.push_back({run.bit, piece.factored});
@@ -97,7 +108,7 @@ StreamGroup StreamJob::make_group(const Plan& plan, const std::vector<const Chun
       run.wire_offset -= section;
       run.bit -= 8 * section;
       run.stream = noise_stream(tile.layer, rank, 1);
-      reducing[{&plan.codec_of(tile), tile.factor}].push_back(run);
+      reducing[{&plan.codec_of(tile), source_of(piece)}].push_back(run);
     }
   }
   group.coded = make_batches(coding, device);
@@ -107,7 +118,7 @@ StreamGroup StreamJob::make_group(const Plan& plan, const std::vector<const Chun
 }
 
 int64_t StreamJob::buffer_bytes() const {
-  int64_t total = factors.bytes();
+  int64_t total = factors.bytes() + masks.bytes();
   for (const StreamGroup& group : groups) total += group.wire.numel() + group.inbox.numel();
   return total;
 }

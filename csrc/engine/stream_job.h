@@ -6,14 +6,19 @@
 #include "engine/exchange.h"
 #include "engine/layout.h"
 #include "engine/stream_factors.h"
+#include "engine/stream_masks.h"
 #include "kernels/batch.h"
 
 namespace lgreco::engine {
 
+/// Where a batch's elements lie: in the bucket, in the memory of factors, or in that of masked layers'
+/// runs.
+enum class Source : uint8_t { kBucket, kFactors, kRuns };
+
 /// The runs of one codec within a group, and the device arrays that describe them.
 struct CodecBatch {
   const codecs::Codec* codec = nullptr;
-  bool factor = false;  ///< of factors, not of the gradient itself
+  Source source = Source::kBucket;
   kernels::Batch batch;
   at::Tensor runs, block_runs;  ///< own the memory that `batch` points to
 };
@@ -41,6 +46,7 @@ struct StreamJob {
   const Layout layout;
   std::vector<StreamGroup> groups;  ///< the first stage's before the second's
   StreamFactors factors;
+  StreamMasks masks;
 
  private:
   StreamGroup make_group(const Plan& plan, const std::vector<const Chunk*>& chunks, int rank,

@@ -3,31 +3,35 @@
 
 #include <ATen/ops/empty.h>
 
-#include "core/error.h"
-
 namespace lgreco::engine {
 
 void Watches::watch(uint64_t step, const std::vector<int32_t>& layers) {
-  const auto count = static_cast<int32_t>(layers_.size());
+  const std::lock_guard lock(mutex_);
+  const auto count = static_cast<int32_t>(numels_.size());
   for (const int32_t layer : layers) {
     require(layer >= 0 && layer < count, "a watched layer must be 0..", count - 1, ", got ", layer);
   }
-  const std::lock_guard lock(mutex_);
   std::shared_ptr<Snapshot>& snapshot = waiting_[step];
   if (!snapshot) {
     snapshot = std::make_shared<Snapshot>();
     snapshot->step = step;
-    snapshot->slots.assign(layers_.size(), -1);
+    snapshot->slots.assign(numels_.size(), -1);
   }
   for (const int32_t layer : layers) {
     if (snapshot->slots[layer] >= 0) continue;
     snapshot->slots[layer] = static_cast<int32_t>(snapshot->layers.size());
     snapshot->layers.push_back(layer);
-    snapshot->values.push_back(at::empty({layers_[layer].numel}, at::kFloat));
-    snapshot->delivered.push_back(at::empty({layers_[layer].numel}, at::kFloat));
+    snapshot->values.push_back(at::empty({numels_[layer]}, at::kFloat));
+    snapshot->delivered.push_back(at::empty({numels_[layer]}, at::kFloat));
     snapshot->owed.emplace_back();
     snapshot->owed_offsets.push_back(0);
   }
+}
+
+void Watches::reset(std::vector<int64_t> numels) {
+  const std::lock_guard lock(mutex_);
+  numels_ = std::move(numels);
+  waiting_.clear();
 }
 
 std::shared_ptr<Snapshot> Watches::next() {

@@ -2,6 +2,7 @@
 //
 // The slow path says beforehand which layers of which step it wants and waits for them in a thread of
 // its own; the exchange copies them in passing. Memory is taken when a watch is set, not in the step.
+// Of a masked layer the run is copied: what is pruned is neither measured nor exchanged.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +16,7 @@
 #include <mutex>
 #include <vector>
 
-#include "core/types.h"
+#include "core/error.h"
 
 namespace lgreco::engine {
 
@@ -35,11 +36,14 @@ struct Snapshot {
 
 class Watches {
  public:
-  explicit Watches(std::vector<LayerSpec> layers) : layers_(std::move(layers)) {}
+  /// `numels`: elements of each layer that are exchanged.
+  explicit Watches(std::vector<int64_t> numels) : numels_(std::move(numels)) {}
 
   /// Asks for a snapshot of `layers` in the step that begins after `step` committed ones. Watches of one
   /// step add up. Throws ValueError for a layer that is not there.
   void watch(uint64_t step, const std::vector<int32_t>& layers);
+  /// Other elements are exchanged from the next step on: forgets the watches that were set.
+  void reset(std::vector<int64_t> numels);
   /// The next snapshot in order of completion; waits. Null after close().
   std::shared_ptr<Snapshot> next();
   /// Wakes who waits; what is complete can still be fetched.
@@ -51,8 +55,8 @@ class Watches {
   void finish(const std::shared_ptr<Snapshot>& snapshot, bool repeated);
 
  private:
-  const std::vector<LayerSpec> layers_;
   std::mutex mutex_;
+  std::vector<int64_t> numels_;
   std::condition_variable complete_;
   std::map<uint64_t, std::shared_ptr<Snapshot>> waiting_;
   std::deque<std::shared_ptr<Snapshot>> done_;

@@ -3,6 +3,7 @@
 #include "kernels/batch.h"
 #include "kernels/lowrank_cuda.h"
 #include "kernels/lowrank_warm.h"
+#include "kernels/mask_cuda.h"
 
 namespace lgreco::kernels {
 namespace {
@@ -81,6 +82,14 @@ void lowrank_batch_orthonormalise(const LowRankFactor*, uint32_t, float*, CudaSt
 void lowrank_batch_seed(const LowRankFactor*, uint32_t, uint64_t, float*, CudaStream) { refuse(); }
 void lowrank_batch_reconstruct(const LowRankBatch&, const float*, float, const float*, const uint8_t*,
                                void*, DType, const BatchFeedback&, DeviceTransaction*, CudaStream) {
+  refuse();
+}
+
+void mask_device_gather(const DeviceMask&, const void*, int64_t, void*, CudaStream) { refuse(); }
+void mask_device_scatter(const DeviceMask&, const void*, int64_t, void*, CudaStream) { refuse(); }
+void mask_device_clear(const DeviceMask&, int64_t, void*, CudaStream) { refuse(); }
+void mask_device_clear_shadow(const DeviceMask&, const BatchFeedback&, const DeviceTransaction*, int64_t,
+                              CudaStream) {
   refuse();
 }
 

@@ -94,6 +94,10 @@ def main() -> None:
         state = lgreco.attach(ddp, everything(choice))
         result["first_step"] = _count(ddp, rank, 1)
         result[choice] = {**_steady(ddp, rank), "buckets": len(ddp.reducer._get_zeros_like_grad_buckets())}
+        if choice == CHOICES[0]:
+            weights = {n: p for n, p in ddp.module.named_parameters() if p.dim() > 1}
+            state.set_masks({name: torch.arange(w.numel()).view_as(w) % 3 == 0 for name, w in weights.items()})
+            result["masked"] = {**_steady(ddp, rank), "buckets": result[choice]["buckets"]}
     for step in range(100):
         _step(ddp, rank, step)
     before = _held(state)

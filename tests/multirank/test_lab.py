@@ -264,3 +264,26 @@ def test_a_kernel_without_namespaces_is_said_clearly(tmp_path: Path) -> None:
     assert "lets us make no network namespaces" in done.stderr
     assert "Operation not permitted" in done.stderr
     assert "max_user_namespaces" in done.stderr
+
+
+def test_a_change_reads_as_seconds_and_a_rate() -> None:
+    assert lab.parse_change("1.5:10mbit") == (1.5, 10_000_000)
+
+
+@pytest.mark.parametrize("text", ["10mbit", "x:10mbit", "5:", "5:10", "-1:10mbit", "5:unshaped"])
+def test_a_bad_change_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        lab.parse_change(text)
+
+
+@needs_namespaces
+def test_links_change_their_rate_while_a_command_runs() -> None:
+    wait = "for i in $(seq 200); do tc qdisc show dev eth0 | grep -q 'rate {}' && break; sleep 0.05; done; "
+    command = "tc qdisc show dev eth0; " + wait.format("7Mbit") + "tc qdisc show dev eth0"
+    done = run_lab("--hosts", "2", "--rate", "50mbit", "--then", "0.5:7mbit", "--", "sh", "-c", command)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        before, after = (line for line in done.stdout.splitlines() if line.startswith(f"[{rank}]"))
+        assert "rate 50Mbit" in before
+        assert "rate 7Mbit" in after
+    assert "lab: after 0.5 s the links carry 7 Mbit/s" in done.stderr

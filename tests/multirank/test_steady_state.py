@@ -51,7 +51,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @needs_compiler
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [*CHOICES, "masked"])
 def test_a_step_allocates_nothing(ranks: list[dict[str, Any]], choice: str) -> None:
     """The lanes allocate no storage and no host memory; DDP's thread only what torch's hook interface is made of.
 

@@ -25,6 +25,7 @@ default: "quantize(bits=2, block=128)"
 layers:
   "*.embedding.weight": "dense(dtype=bf16)"
   "*.bias": dense
+auto: true
 """
 
 
@@ -44,6 +45,7 @@ def test_every_key_is_read_from_yaml(tmp_path: Path) -> None:
         "min_numel": 1024,
         "default": "quantize(bits=2, block=128)",
         "layers": {"*.embedding.weight": "dense(dtype=bf16)", "*.bias": "dense(dtype=fp32)"},
+        "auto": True,
         "solver": None,
     }
     assert config.layers == (("*.embedding.weight", parse("dense(dtype=bf16)")), ("*.bias", parse("dense")))
@@ -67,6 +69,7 @@ def test_defaults() -> None:
         "min_numel": 4096,
         "default": "quantize(bits=4, block=512)",
         "layers": {},
+        "auto": False,
         "solver": None,
     }
     assert Config().difference(Config.load(None)) == ["warmup_steps"]
@@ -89,6 +92,7 @@ def test_an_empty_file_or_section_gives_the_defaults(tmp_path: Path, text: str) 
         ({"sed": 1}, r'^unknown config key "sed", known are enabled, seed, .*; did you mean "seed"\?$'),
         ({"warmup": 1}, r'unknown config key "warmup", .*; did you mean "warmup_steps"\?$'),
         ({"enabled": 1}, r"^enabled must be true or false, got 1$"),
+        ({"auto": "yes"}, r"^auto must be true or false, got 'yes'$"),
         ({"seed": -1}, r"^seed must be a whole number from 0 to 2\^63 - 1, got -1$"),
         ({"seed": 2**63}, r"^seed must be a whole number from 0 to 2\^63 - 1, got 9223372036854775808$"),
         ({"warmup_steps": "20"}, r"^warmup_steps must be a whole number from 0.*, got '20'$"),

@@ -19,6 +19,7 @@ from lgreco.choice import parse
 from lgreco.config import Config
 from lgreco.error_table import ErrorTable
 from lgreco.layer import LayerInfo
+from lgreco.norm import NORMS, additive_errors
 from lgreco.plan import Plan, resolve
 from lgreco.plan_solve import Budget, solve_table
 from lgreco.plan_source import load_plan
@@ -163,7 +164,7 @@ def test_solve_spends_the_references_error_and_compares(tmp_path: Path, table: P
     assert result.exit_code == 0, result.output
     loaded = ErrorTable.load(table)
     reference = loaded.uniform(REFERENCE)
-    error = sum(loaded.squared_errors[row, column] for row, column in enumerate(reference))
+    error = sum(additive_errors(loaded, "adam")[row, column] for row, column in enumerate(reference))
     assert calls[0]["budget"] == pytest.approx(error)
     assert tuple(calls[0]["reference"]) == reference
     assert (calls[0]["method"], calls[0]["reference"].dtype) == ("lagrangian", np.int32)
@@ -180,37 +181,39 @@ def test_solve_spends_the_references_error_and_compares(tmp_path: Path, table: P
     assert list(plan) == [layer.name for layer in SMALL]
 
 
-@pytest.mark.parametrize("norm", ["squared", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_solve_within_a_share_of_the_norm(table: Path, calls: list[Any], norm: str) -> None:
     result = run("plan", "solve", table, "--relative-error", "0.25", "--norm", norm, "--method", "dp")
     assert result.exit_code == 0, result.output
-    norms = ErrorTable.load(table).squared_norms
-    expected = norms if norm == "squared" else np.sqrt(norms)
+    loaded = ErrorTable.load(table)
+    numels = np.array([layer.numel for layer in loaded.layers])
+    lengths = np.sqrt(loaded.squared_norms)
+    expected = {"squared": lengths**2, "l2": lengths, "adam": lengths * np.sqrt(numels)}[norm]
     assert calls[0]["budget"] == pytest.approx(0.25 * expected.sum())
     assert (calls[0]["method"], calls[0]["reference"]) == ("dp", None)
 
 
 def test_solve_within_bytes_exchanges_the_tables(table: Path, calls: list[Any]) -> None:
-    result = run("plan", "solve", table, "--bytes", "200000")
+    result = run("plan", "solve", table, "--bytes", "200000", "--norm", "squared")
     assert result.exit_code == 0, result.output
     assert calls[0]["budget"] == 200000
     loaded = ErrorTable.load(table)
     assert np.array_equal(calls[0]["errors"], np.where(loaded.offered, loaded.costs, np.nan), equal_nan=True)
     assert np.array_equal(calls[0]["costs"], loaded.squared_errors, equal_nan=True)
-    solved = solve_table(loaded, Budget(bytes=200000.0))
+    solved = solve_table(loaded, Budget(bytes=200000.0), "squared")
     assert solved.spent.cost <= 200000
     assert solved.limit == solved.spent.error
 
 
 def test_the_best_uniform_choice_is_the_cheapest_within_the_limit(calls: list[Any]) -> None:
     made = error_table(100, layers=SMALL)
-    solved = solve_table(made, Budget(reference=REFERENCE, alpha=1.0))
+    solved, errors = solve_table(made, Budget(reference=REFERENCE, alpha=1.0)), additive_errors(made, "adam")
     assert [uniform.family for uniform in solved.uniforms] == ["dense", "quantize", "topk", "lowrank"]
     for uniform in solved.uniforms:
         within = []
         for column, choice in enumerate(made.choices):
             columns = made.uniform(choice)
-            error = math.fsum(made.squared_errors[row, each] for row, each in enumerate(columns))
+            error = math.fsum(errors[row, each] for row, each in enumerate(columns))
             if choice.codec == uniform.family and error <= solved.limit * (1 + 1e-12):
                 within.append((math.fsum(made.costs[row, each] for row, each in enumerate(columns)), column))
         assert (uniform.spent.cost if uniform.spent else None) == (min(within)[0] if within else None)

@@ -66,11 +66,27 @@ def test_budgets_of_every_kind() -> None:
     assert made().error == pytest.approx(34.2)
     assert made(alpha=2.0).error == pytest.approx(68.4)
     assert made(alpha=[[10, 1], [20, 3]]).error == pytest.approx(68.4)
-    assert made(relative_error=0.1).error == pytest.approx(12)
+    assert made(relative_error=0.1, norm="squared").error == pytest.approx(12)
+    assert made(relative_error=0.1).error == pytest.approx(0.1 * 16 * (4 + 2 + 10)), "256 elements: root is 16"
     assert made(relative_error=0.5, norm="l2").error == pytest.approx(0.5 * (4 + 2 + 10))
-    assert made(relative_error=0.1, layer_weights={"layer2": 0.5}).error == pytest.approx(7)
+    assert made(relative_error=0.1, norm="squared", layer_weights={"layer2": 0.5}).error == pytest.approx(7)
     assert (made(bytes=777).error, made(bytes=777).bytes) == (None, 777)
     assert made(ratio=10).bytes == pytest.approx(1.5 * 3 * 256 * 4 / 10)
+
+
+def test_adam_counts_errors_over_the_layers_root_mean_square() -> None:
+    weighted = weighted_errors(table(), SolverConfig())
+    assert weighted == pytest.approx(ERRORS / np.sqrt(NORMS / 256)[:, None])
+    scaled = ErrorTable(offers().layers, CHOICES, ERRORS * 9, NORMS * 9, COSTS, 4, 0)
+    assert weighted_errors(scaled, SolverConfig()) == pytest.approx(3 * weighted)
+
+
+def test_a_zero_gradient_counts_what_coding_it_costs() -> None:
+    """Of a layer whose gradient is zero, an owner may still owe something."""
+    still = ErrorTable(offers().layers, CHOICES, ERRORS, NORMS * [0, 1, 1], COSTS, 4, 0)
+    assert weighted_errors(still, SolverConfig())[0] == pytest.approx(ERRORS[0] / np.sqrt(ERRORS[0].max() / 256))
+    nothing = ErrorTable(offers().layers, CHOICES, ERRORS * 0, NORMS * 0, COSTS, 4, 0)
+    assert not weighted_errors(nothing, SolverConfig()).any()
 
 
 def test_weights_and_norms() -> None:
@@ -91,7 +107,7 @@ def test_accordion_switches_between_tight_and_loose() -> None:
 
 
 def test_the_plan_keeps_to_the_budget_and_is_cheaper_than_the_reference() -> None:
-    decision = decide(SolverConfig(alpha=1.05))
+    decision = decide(SolverConfig(alpha=1.05, norm="squared"))
     assert decision.problem is None
     assert decision.budget is not None
     assert decision.error == pytest.approx(35)
@@ -102,7 +118,7 @@ def test_the_plan_keeps_to_the_budget_and_is_cheaper_than_the_reference() -> Non
 
 
 def test_a_byte_budget_leaves_the_least_error() -> None:
-    decision = decide(SolverConfig(bytes=64))
+    decision = decide(SolverConfig(bytes=64, norm="squared"))
     assert decision.cost <= 64
     assert decision.error < total(ERRORS, (REFERENCE,) * 3)
 
@@ -124,7 +140,7 @@ def test_nothing_better_keeps_the_present_plan() -> None:
 def test_equal_layers_at_the_reference_stay_feasible() -> None:
     made = offers(50)
     errors = np.full((50, len(CHOICES)), 0.1) * np.array([9, 2, 5, 1, 0])
-    decision = Planner(made, SolverConfig(), 4).decide(
+    decision = Planner(made, SolverConfig(norm="squared"), 4).decide(
         {i: Row(each, 1.0, 0.1) for i, each in enumerate(errors)}, made.reference, made.reference, 0, 1
     )
     assert decision.problem is None
@@ -141,7 +157,7 @@ def test_a_broken_layer_keeps_its_present_choice_and_does_not_count(damage: str)
     else:
         given[1].errors[0] = float(damage)
     for present in (0, 4):
-        decision = decide(SolverConfig(), given, present=(REFERENCE, present, REFERENCE))
+        decision = decide(SolverConfig(norm="squared"), given, present=(REFERENCE, present, REFERENCE))
         assert decision.columns[1] == present
         assert decision.problem is None
         assert decision.budget is not None

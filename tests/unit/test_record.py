@@ -96,7 +96,9 @@ def test_records_come_back_by_kind_and_in_order(tmp_path: Path) -> None:
     assert record.steps == (Steps(12, 2, 11.5, step_ms=23.0, loss=5.0),), "means of what is known, a window at a time"
     assert record.notes == (Note(0, "before the layers are known"),)
     assert record.realised[0].totals() == (4.0, 9.0)
-    assert record.realised[0].totals("l2") == (2.0, 3.0)
+    assert record.realised[0].totals(dataclasses.replace(SOLVE, norm="l2", layer_weights={})) == (2.0, 3.0)
+    weighted = dataclasses.replace(SOLVE, norm="adam", layer_weights=dict.fromkeys(record.realised[0].predicted, 2.0))
+    assert record.realised[0].totals(weighted) == (8.0, 18.0)
     assert record.last_step == 13
     assert record.start.dense_bytes == 2 * 3 * 72 * 4 / 4
 

@@ -248,10 +248,10 @@ def test_labels(choice: str, text: str) -> None:
 def test_realised_errors_are_in_the_units_of_the_budget() -> None:
     realised = Realised(9, {"block.w": 4.0, "block.b": 0.0}, {"block.w": 9.0, "block.b": 0.0})
     assert realised_totals(Record((START, solve(5), realised))) == [(9, 4.0, 9.0)]
-    assert realised_totals(Record((START, solve(5, norm="l2", predicted_error=1.5**0.5), realised))) == [(9, 2.0, 3.0)]
-    weighted = solve(5, predicted_error=15.0)
+    assert realised_totals(Record((START, solve(5, norm="l2"), realised))) == [(9, 2.0, 3.0)]
+    weighted = solve(5, layer_weights={"block.w": 10.0})
     assert realised_totals(Record((START, weighted, realised))) == [(9, 40.0, 90.0)]
-    later = solve(8, predicted_error=150.0)  # chosen before, used from step 10 on
+    later = solve(8, layer_weights={"block.w": 100.0})  # chosen before, used from step 10 on
     assert realised_totals(Record((START, weighted, realised, later))) == [(9, 40.0, 90.0)]
     assert realised_totals(Record((START, later, realised))) == [(9, 4.0, 9.0)]
 

@@ -65,7 +65,7 @@ def test_every_key_is_read_from_yaml_and_written_back(tmp_path: Path) -> None:
         ({"families": []}, r"must be a list of codecs .*, got \[\]"),
         ({"candidates": ["quantize(bits=9)"]}, r"candidates: choice \"quantize\(bits=9\)\": bits must be 1..8, got 9"),
         ({"reference": "rank 8"}, "reference: choice"),
-        ({"norm": "l1"}, "norm must be squared or l2, got 'l1'"),
+        ({"norm": "l1"}, "norm must be adam, squared or l2, got 'l1'"),
         ({"family_weights": {"topk": 0}}, "family_weights: must be a number above 0, got 0"),
         ({"accordion": {"tigth": 1}}, 'unknown key "tigth".*did you mean "tight"'),
         ({"accordion": 5}, "accordion must be a mapping with threshold, tight and loose, got 5"),

@@ -34,14 +34,15 @@ inline const std::vector<int64_t> kRows{90, 7, 0, 17, 1, 150};
 inline const Buckets kThreeBuckets{{5, 4}, {3, 2}, {1, 0}};
 inline const Buckets kOneBucket{{5, 4, 3, 2, 1, 0}};
 
-inline std::shared_ptr<const Plan> plan_of(const codecs::Choice& choice, int world_size) {
+inline std::shared_ptr<const Plan> plan_of(const codecs::Choice& choice, int world_size,
+                                           const Masks& masks = {}) {
   std::vector<LayerSpec> layers;
   for (size_t i = 0; i < kNumels.size(); ++i) {
     const int64_t rows = kRows[i], cols = rows == 0 ? 5 : kNumels[i] / rows;
     layers.push_back({concat("layer", i), {rows, cols}, kNumels[i], DType::kFloat32});
   }
   const std::vector<codecs::Choice> choices(layers.size(), choice);
-  return std::make_shared<const Plan>(std::move(layers), choices, world_size);
+  return std::make_shared<const Plan>(std::move(layers), choices, world_size, masks);
 }
 
 /// What `rank` computed for a layer in a step.

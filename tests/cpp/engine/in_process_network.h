@@ -62,6 +62,12 @@ class Network {
     changed_.notify_all();
   }
 
+  /// By all ranks together so far.
+  int64_t moved_bytes() {
+    const std::lock_guard lock(mutex_);
+    return moved_bytes_;
+  }
+
  private:
   enum class State { kIdle, kPosted, kMoving, kDone, kFailed };
   struct End {
@@ -156,12 +162,14 @@ class Network {
       }
       std::memcpy(pair.receiver->data, pair.sender->data, pair.sender->bytes);
       lock.lock();
+      moved_bytes_ += pair.sender->bytes;
       pair.sender->state = pair.receiver->state = State::kDone;
       changed_.notify_all();
     }
   }
 
   const bool disorder_;
+  int64_t moved_bytes_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::map<Key, End*> waiting_;

@@ -1,0 +1,50 @@
+"""advise on real ranks: the same advice everywhere, and a model that is none the worse for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from ranks import run
+from training import batch_of, digest, loss_of, make, same_on_all_ranks, train
+
+import lgreco
+from lgreco.calibration import Calibration
+from lgreco.calibration_cache import Kept
+from lgreco.cost_model import Line
+
+
+def _advised(rank: int, world_size: int) -> Any:
+    ddp, twin = make(), make()
+    line = Line(1e-5, 1e6)
+    made = Calibration(2, line, line, (("quantize(bits=4, block=512)", 0.0),), 0.0, 0.0)
+    kept = Kept(made, Path("none"), fresh=False)
+    with mock.patch("lgreco.advisor.calibrate", return_value=kept):
+        advice = lgreco.advise(ddp, batch_of(rank, 0), loss_of, steps=6)
+    assert digest(ddp.parameters()) == digest(twin.parameters())
+    assert all(each.grad is None or not each.grad.any() for each in ddp.parameters())
+    assert train(ddp, rank, range(3)) == train(twin, rank, range(3))
+    return advice.to_dict()
+
+
+def test_every_rank_gets_the_same_advice_and_training_is_not_changed() -> None:
+    advice = same_on_all_ranks(run(2, _advised))
+    assert advice["compute_s"] > 0
+    assert advice["dense"]["measured"] is True
+    # 4 bits are a seventh of the bytes on a link that is said to carry 1 MB/s.
+    assert advice["plan"]["step_s"] < advice["bf16"]["step_s"] < advice["predicted_dense_s"]
+
+
+def _refused(rank: int, world_size: int) -> None:
+    ddp = make()
+    with pytest.raises(ValueError, match=r"steps must be at least 6, got 5"):
+        lgreco.advise(ddp, batch_of(rank, 0), loss_of, steps=5)
+    lgreco.attach(ddp).close()
+    with pytest.raises(ValueError, match="without a communication hook"):
+        lgreco.advise(ddp, batch_of(rank, 0), loss_of)
+
+
+def test_what_cannot_be_profiled_is_refused() -> None:
+    run(2, _refused)

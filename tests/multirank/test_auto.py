@@ -1,0 +1,123 @@
+"""Auto between ranks: measurements are agreed, DDP is left alone where it is faster, records replay bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run
+from training import make, same_on_all_ranks, train
+
+import lgreco
+from lgreco import calibration, calibration_cache
+from lgreco.agreement import make_cpu_group
+from lgreco.calibration import Calibration
+from lgreco.calibration_cache import Kept, calibrate
+from lgreco.cost_model import Line
+from lgreco.record import read
+
+SOLVER = {"reference": "quantize(bits=4)", "families": ["quantize", "dense"], "interval": 8, "window": 3, "lag": 2}
+
+
+def config(record: Path, **solver: Any) -> dict[str, Any]:
+    return {"auto": True, "warmup_steps": 8, "solver": {**SOLVER, "record": str(record), **solver}}
+
+
+def measured_as(allreduce_bytes_per_s: float, exchange_bytes_per_s: float) -> Any:
+    """Replaces the calibration by links of these rates."""
+    lines = Line(1e-5, allreduce_bytes_per_s), Line(1e-5, exchange_bytes_per_s)
+    made = Calibration(2, *lines, (("quantize(bits=4, block=512)", 1e-9),), 0.0, 0.0)
+    return mock.patch("lgreco.auto.calibrate", return_value=Kept(made, Path("none"), fresh=True))
+
+
+def _trained(rank: int, world_size: int, settings: dict[str, Any], rates: tuple[float, float] | None) -> Any:
+    ddp = make()
+    with measured_as(*rates) if rates else mock.patch("lgreco.auto.calibrate", side_effect=AssertionError):
+        state = lgreco.attach(ddp, settings)
+    digests = train(ddp, rank, range(22))
+    if state.registered:
+        state.state_dict()  # waits for what completed steps have left to do
+    plan = {name: str(choice) for name, choice in state.plan.items()}
+    sent, dense = state.stats()["wire_bytes"], state.stats()["dense_bytes"]
+    hooks = len(ddp._comm_hooks)
+    state.close()
+    return digests, plan, state.registered, hooks, sent == dense
+
+
+def _plain(rank: int, world_size: int) -> Any:
+    return train(make(), rank, range(22))
+
+
+def test_where_ddp_is_faster_nothing_is_registered_and_a_replay_repeats_that(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    digests, plan, registered, hooks, all_dense = same_on_all_ranks(run(2, _trained, config(path), (1e9, 1e8)))
+    assert (registered, hooks, all_dense) == (False, 0, True)
+    assert set(plan.values()) == {"dense(dtype=fp32)"}
+    assert digests == same_on_all_ranks(run(2, _plain))
+    (forecast,) = read(path).forecasts
+    assert not forecast.registered
+    assert "DDP averages as always" in forecast.text
+    replay = {**config(path), "solver": {**SOLVER, "plan_replay": str(path)}}
+    assert same_on_all_ranks(run(2, _trained, replay, None))[:4] == (digests, plan, False, 0)
+
+
+def test_plans_in_seconds_are_the_same_everywhere_and_replay_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    digests, plan, registered, hooks, _ = same_on_all_ranks(run(2, _trained, config(path), (1e6, 1e6)))
+    assert (registered, hooks) == (True, 1)
+    assert any(choice.startswith("quantize") for choice in plan.values())
+    assert digests[-1] != same_on_all_ranks(run(2, _plain))[-1]
+    record = read(path)
+    assert len(record.solves) >= 2
+    attached, *later = record.forecasts
+    assert "lgreco is registered" in attached.text
+    assert later
+    for forecast in later:
+        assert forecast.predicted_busy_ms > 0
+        assert forecast.busy_ms is not None
+        assert forecast.busy_ms > 0
+    # This machine's loopback is far from 1 MB/s: that is noticed.
+    assert later[0].bytes_per_s > 2e6
+    assert later[0].text.startswith("link: 1 -> ")
+    replay = {**config(path), "solver": {**SOLVER, "plan_replay": str(path)}}
+    assert same_on_all_ranks(run(2, _trained, replay, None))[0] == digests
+
+
+def _measured(rank: int, world_size: int, folder: str) -> Any:
+    group = dist.group.WORLD
+    assert isinstance(group, dist.ProcessGroup)
+    cpu_group, device = make_cpu_group(group), torch.device("cpu")
+    with (
+        mock.patch.object(calibration, "_ROWS", (4, 16)),
+        mock.patch.object(calibration_cache, "cache_folder", return_value=Path(folder)),
+        mock.patch.object(calibration_cache, "still_holds", return_value=True),
+    ):
+        first = calibrate(group, cpu_group, device)
+        second = calibrate(group, cpu_group, device)
+        third = calibrate(group, cpu_group, device, refresh=True)
+    return first.calibration.to_dict(), first.fresh, second.calibration == first.calibration, second.fresh, third.fresh
+
+
+def test_ranks_agree_on_what_was_measured_and_keep_it(tmp_path: Path) -> None:
+    results = run(2, _measured, str(tmp_path))
+    fields, *rest = same_on_all_ranks(results)
+    assert rest == [True, True, False, True]
+    assert fields["exchange"]["bytes_per_s"] > 0
+    assert set(fields["codec_s"]) >= {"quantize(bits=4, block=512)", "lowrank(rank=4, factors=int8)"}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def _conventional(rank: int, world_size: int) -> str:
+    ddp = make()
+    ddp.register_comm_hook(lgreco.State({"auto": True}, ddp.process_group), lgreco.hook)
+    with pytest.raises(ValueError, match=r"auto decides before a hook is registered: use lgreco\.attach") as refusal:
+        train(ddp, rank, range(1))
+    return str(refusal.value)
+
+
+def test_a_hook_that_is_registered_already_cannot_be_declined() -> None:
+    assert same_on_all_ranks(run(2, _conventional))

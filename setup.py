@@ -3,6 +3,7 @@
 Settings, from the environment because pip has no other way through:
     LGRECO_CUDA         auto (default), 1 or 0; see CMakeLists.txt
     LGRECO_CUDA_ARCHS   such as "90" or "80;90;100" (CMake's CMAKE_CUDA_ARCHITECTURES)
+    LGRECO_MPI          auto (default), 1 or 0; the MPI transport
     LGRECO_TESTS        1 also builds the C++ tests
     LGRECO_BUILD_TYPE   Release (default), Debug or RelWithDebInfo
     LGRECO_BUILD_DIR    where CMake works; by default build/torch-<version>-<python>, so that another torch never meets
@@ -61,6 +62,7 @@ def configuration() -> list[str]:
         "Python_EXECUTABLE": sys.executable,
         "CMAKE_BUILD_TYPE": environ.get("LGRECO_BUILD_TYPE", "Release"),
         "LGRECO_CUDA": environ.get("LGRECO_CUDA", "auto"),
+        "LGRECO_MPI": environ.get("LGRECO_MPI", "auto"),
         "LGRECO_TESTS": environ.get("LGRECO_TESTS"),
         "CMAKE_CUDA_ARCHITECTURES": environ.get("LGRECO_CUDA_ARCHS"),
     }

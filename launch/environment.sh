@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # The virtual environment that the launch scripts share: made once, brought up to date when something changed. Sourced.
 #
-#   prepare EXTRA   leaves .venv on PATH, with an extra of pyproject.toml (demo, test, dev) and lgreco built in place
+#   prepare EXTRAS  leaves .venv on PATH, with extras of pyproject.toml (demo; test,frameworks; dev) and lgreco built in
+#                   place
 #   PYTHON          the interpreter that a new environment is made with (default: python3)
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -4,10 +4,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 . launch/googletest.sh
+. launch/cluster_programs.sh
 
 export LGRECO_TESTS=1
 find_googletest
-prepare test
+install_cluster_programs
+prepare test,frameworks
 
 failed=()
 ctest --test-dir "$LGRECO_BUILD_DIR" --no-tests=error --output-on-failure --parallel 2 || failed+=(ctest)

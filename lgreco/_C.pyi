@@ -30,6 +30,7 @@ class Settings:
     residual: str
     check_replicas_every: int
     timeout_ms: int
+    transport: str
     chunk_bytes: int
     window_bytes: int
 

@@ -15,6 +15,8 @@ from lgreco.attach import attach  # noqa: E402
 from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK, parse  # noqa: E402
 from lgreco.config import Config  # noqa: E402
 from lgreco.hook import hook  # noqa: E402
+from lgreco.launch import init_process_group  # noqa: E402
+from lgreco.launch_environment import Launch, read_launch  # noqa: E402
 from lgreco.plan import Plan  # noqa: E402
 from lgreco.state import State  # noqa: E402
 
@@ -22,6 +24,7 @@ __all__ = [
     "Choice",
     "Config",
     "Dense",
+    "Launch",
     "LowRank",
     "Plan",
     "Quantize",
@@ -31,5 +34,7 @@ __all__ = [
     "advise",
     "attach",
     "hook",
+    "init_process_group",
     "parse",
+    "read_launch",
 ]

@@ -35,6 +35,7 @@ class Config(BaseModel):
         warmup_steps: dense steps before the first compressed one.
         residual: type in which error feedback is kept, or off (then what a codec leaves out is lost).
         check_replicas_every: steps between comparisons of all ranks' parameters; 0 never compares.
+        transport: what carries messages on the CPU: c10d (Gloo), or mpi where mpirun started the ranks.
         min_numel: layers with fewer elements, and 1-D layers, are dense unless a pattern of `layers` matches them.
         default: choice of every other layer.
         layers: (pattern, choice) in order, the first match wins; written as a mapping in YAML and dicts.
@@ -56,6 +57,7 @@ class Config(BaseModel):
     warmup_steps: Count = 0
     residual: Literal["fp32", "bf16", "off"] = "fp32"
     check_replicas_every: Count = 0
+    transport: Literal["c10d", "mpi"] = "c10d"
     min_numel: Count = 4096
     default: Choice = parse("quantize(bits=4, block=512)")
     layers: tuple[Rule, ...] = ()

@@ -378,6 +378,7 @@ def _settings(config: Config, group: dist.ProcessGroup) -> Any:
     settings.warmup_steps = config.warmup_steps
     settings.residual = config.residual
     settings.check_replicas_every = config.check_replicas_every
+    settings.transport = config.transport
     settings.timeout_ms = int(timeout_of(group).total_seconds() * 1000)
     return settings
 

@@ -16,6 +16,7 @@
 #include "engine/tensor_dtype.h"
 #include "transports/c10d_p2p.h"
 #include "transports/faulty.h"
+#include "transports/mpi.h"
 
 namespace lgreco::bindings {
 namespace {
@@ -49,6 +50,7 @@ struct Settings {
   int64_t timeout_ms = 0;
   int64_t chunk_bytes = 0;
   int64_t window_bytes = 0;
+  std::string transport = "c10d";
 };
 
 std::shared_ptr<Engine> make_engine(
@@ -84,10 +86,13 @@ std::shared_ptr<Engine> make_engine(
       [&](const engine::ExchangeOptions& exchange, std::vector<at::Tensor> tensors,
           std::shared_ptr<const engine::Plan> plan) -> std::unique_ptr<engine::Exchange> {
     if (device.is_cuda()) {
+      require(settings.transport == "c10d", "transport mpi needs parameters on the CPU, got ", device);
       return engine::make_stream_exchange(ddp_group->getBackend(device.type()), exchange,
                                           std::move(tensors), std::move(plan));
     }
-    auto transport = transports::make_c10d_p2p(cpu_group->getBackend(at::kCPU));
+    auto transport = settings.transport == "mpi"
+                         ? transports::make_mpi(options.rank, options.world_size)
+                         : transports::make_c10d_p2p(cpu_group->getBackend(at::kCPU));
     if (faults) transport = transports::make_faulty(std::move(transport), faults);
     return std::make_unique<engine::LaneExchange>(std::move(transport), exchange, std::move(tensors),
                                                   std::move(plan));
@@ -152,7 +157,8 @@ void bind_settings(py::module_& module) {
       .def_readwrite("check_replicas_every", &Settings::check_replicas_every)
       .def_readwrite("timeout_ms", &Settings::timeout_ms)
       .def_readwrite("chunk_bytes", &Settings::chunk_bytes)
-      .def_readwrite("window_bytes", &Settings::window_bytes);
+      .def_readwrite("window_bytes", &Settings::window_bytes)
+      .def_readwrite("transport", &Settings::transport);
 }
 
 }  // namespace

@@ -12,8 +12,9 @@ pybind11::dict build_info() {
   info["cuda_reason"] = cuda_reason;
   info["cuda_archs"] = LGRECO_CUDA_ARCHS;
   info["nccl"] = cuda_reason.empty();  // through torch's own
-  info["mpi"] = false;
-  info["mpi_reason"] = "the MPI transport is not part of this version";
+  const std::string mpi_reason = LGRECO_MPI_REASON;
+  info["mpi"] = mpi_reason.empty();
+  info["mpi_reason"] = mpi_reason;
   info["torch"] = LGRECO_TORCH_VERSION;
   info["torch_cuda"] = LGRECO_TORCH_CUDA;
   info["compiler"] = "g++ " __VERSION__;

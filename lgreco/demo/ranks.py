@@ -1,9 +1,8 @@
-"""The ranks of a training job: torchrun's environment, the device of this rank, and agreement between ranks."""
+"""The ranks of a training job: how they join, the device of this rank, and agreement between ranks."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from lgreco.launch import init_process_group
+from lgreco.launch_environment import read_launch
+
 _TIMEOUT = timedelta(minutes=5)
-_NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Joins the process group that torchrun describes, and leaves it at the end.
+    """Joins the process group that the launcher describes, and leaves it at the end.
 
     After an error it is not left: a peer may be gone, and leaving may wait for it; the process is about to end anyway.
 
@@ -71,26 +72,22 @@ def joined(device: str) -> Iterator[Ranks]:
         device: `cpu`, `cuda`, or `auto`: a GPU for each rank of this host where there are as many, else the CPU.
 
     Raises:
-        ValueError: if torchrun's environment is missing, or the GPUs asked for are.
+        ValueError: if the launcher's environment is missing or wrong, or the GPUs asked for are missing.
     """
-    missing = [name for name in _NEEDED if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"{missing[0]} is not set: start this with torchrun, "
-            "such as torchrun --standalone --nproc-per-node 2 launch/train.py --config configs/quickstart.yaml"
-        )
-    here, reason = _choose_device(device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    launch = read_launch()
+    here, reason = _choose_device(device, launch.local_rank, launch.local_world_size)
     backend = "nccl" if here.type == "cuda" else "gloo"
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    dist.init_process_group(backend, timeout=_TIMEOUT, device_id=here if here.type == "cuda" else None)
+    init_process_group(backend, timeout=_TIMEOUT)
     yield Ranks(dist.get_rank(), dist.get_world_size(), here, backend, reason)
     dist.destroy_process_group()
 
 
 def launched_rank() -> int:
-    """Rank that torchrun gave this process, 0 without torchrun; known before any process group."""
-    return int(os.environ.get("RANK", "0"))
+    """Rank that the launcher gave this process, 0 where none speaks clearly; known before any process group."""
+    try:
+        return read_launch().rank
+    except ValueError:
+        return 0
 
 
 def parameter_digest(module: torch.nn.Module) -> bytes:

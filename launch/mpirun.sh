@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Starts a training script with mpirun, Open MPI's or MPICH's, once on any node.
+#
+#   launch/mpirun.sh --ranks 4 -- train.py ARGUMENTS...
+#   launch/mpirun.sh --ranks 16 --hosts node01:8,node02:8 -- train.py ARGUMENTS...
+#
+#   --ranks N              ranks on all nodes together
+#   --hosts NAME:N,...     nodes and the ranks on each (default: this node alone)
+#   MASTER_ADDR            address of the first node as the others reach it (default: its name in --hosts)
+#   MASTER_PORT            a port that is free there (default: drawn from 20000 to 29999)
+#   MPIRUN                 the command (default: mpirun)
+#   PYTHON                 the interpreter (default: python)
+set -euo pipefail
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+ranks='' hosts=''
+while [[ $# -gt 0 && $1 != -- ]]; do
+  [[ $# -gt 1 ]] || die "$1 must have a value"
+  case $1 in
+    --ranks) ranks=$2 ;;
+    --hosts) hosts=$2 ;;
+    *) die "unknown option $1; known are --ranks and --hosts, then -- and the script" ;;
+  esac
+  shift 2
+done
+[[ ${1:-} == -- && $# -gt 1 ]] || die 'the script must come after --'
+shift
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || die "--ranks must be a number from 1, got '$ranks'"
+mpirun=${MPIRUN:-mpirun}
+command -v "$mpirun" >/dev/null || die "found no $mpirun; on Debian: apt-get install openmpi-bin (or mpich)"
+
+first=${hosts%%,*}
+export MASTER_ADDR=${MASTER_ADDR:-${first%%:*}}
+export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))}
+version=$("$mpirun" --version 2>&1)
+case $version in
+  *'Open MPI'* | *OpenRTE* | *PRRTE*)
+    # Not bound to one core each: lgreco's threads work beside backward.
+    flags=(-np "$ranks" --bind-to none -x MASTER_ADDR -x MASTER_PORT)
+    [[ -z $hosts ]] || flags+=(--host "$hosts")
+    ;;
+  *HYDRA* | *Intel*)
+    flags=(-n "$ranks" -genv MASTER_ADDR "$MASTER_ADDR" -genv MASTER_PORT "$MASTER_PORT")
+    [[ -z $hosts ]] || flags+=(-hosts "$hosts")
+    ;;
+  *) die "$mpirun must be Open MPI's or Hydra's (MPICH, Intel MPI), it says: ${version%%$'\n'*}" ;;
+esac
+exec "$mpirun" "${flags[@]}" "${PYTHON:-python}" "$@"

@@ -42,4 +42,6 @@ else
   [[ $head =~ ^.+:[0-9]+$ ]] || die "--head must be HOST:PORT where the $nodes nodes meet, got '$head'"
   meeting=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$job")
 fi
+# A store of its own for every restart: in a shared one ranks may read the addresses of those that died (torch 2.15).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "${PYTHON:-python}" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$per_node" --max-restarts "$restarts" "$@"

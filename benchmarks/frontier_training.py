@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import lgreco
-from lgreco.demo.history import ring_allreduce_bytes
 from lgreco.demo.loop import learning_rate
 from lgreco.demo.ranks import Ranks, parameter_digest
 from lgreco.demo.settings import TrainSettings
+from lgreco.ring import ring_allreduce_bytes
 
 _FINAL_STEPS = 50
 _EVALUATIONS = 4

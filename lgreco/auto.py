@@ -12,10 +12,11 @@ import torch.distributed as dist
 from lgreco.calibration import Calibration
 from lgreco.calibration_cache import calibrate
 from lgreco.choice import Dense
-from lgreco.cost_model import exchange_s, fill_buckets, ring_share
+from lgreco.cost_model import exchange_s, fill_buckets
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.record import find, read
 from lgreco.record_kinds import Forecast
+from lgreco.ring import ring_share
 
 _log = logging.getLogger("lgreco")
 

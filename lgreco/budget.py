@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lgreco import norm
 from lgreco.error_table import ErrorTable
+from lgreco.ring import ring_share
 from lgreco.solver_config import Accordion, Schedule, SolverConfig
 
 Array = npt.NDArray[np.float64]
@@ -112,4 +113,4 @@ def _layer_weights(table: ErrorTable, settings: SolverConfig) -> Array:
 
 def _dense_bytes(table: ErrorTable) -> float:
     """What a ring all-reduce of the same gradients sends from each rank."""
-    return 2 * (table.world_size - 1) / table.world_size * sum(layer.dense_bytes for layer in table.layers)
+    return ring_share(table.world_size) * sum(layer.dense_bytes for layer in table.layers)

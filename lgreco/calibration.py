@@ -22,9 +22,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK, parse
-from lgreco.cost_model import Line, fit_line, ring_share
+from lgreco.cost_model import Line, fit_line
 from lgreco.layer import LayerInfo
 from lgreco.plan import wire_bytes
+from lgreco.ring import ring_share
 
 _COLUMNS = 1024
 _ROWS = (16, 256, 1024)

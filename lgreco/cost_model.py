@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lgreco.ring import ring_share
+
 Array = npt.NDArray[np.float64]
 
 MIB = 1 << 20
@@ -106,11 +108,6 @@ def on_critical_path(ready_s: Sequence[float], seconds: Sequence[float]) -> list
         critical.append(True)
         end = max(end, ready) + duration
     return critical
-
-
-def ring_share(world_size: int) -> float:
-    """What a rank sends in a ring allreduce, and in both rounds of an exchange, as a share of the payload."""
-    return 2 * (world_size - 1) / world_size
 
 
 def allreduce_s(schedule: Schedule, sizes_bytes: Sequence[float], line: Line, world_size: int) -> list[float]:

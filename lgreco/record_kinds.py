@@ -12,6 +12,7 @@ from lgreco.choice import Choice, parse
 from lgreco.error_table import Array, ErrorTable
 from lgreco.layer import LayerInfo
 from lgreco.plan import Plan
+from lgreco.ring import ring_share
 
 FORMAT_VERSION = 1
 
@@ -313,7 +314,7 @@ def from_dict(content: Any) -> Kind:
 
 def ring_bytes(layers: Sequence[LayerInfo], world_size: int) -> float:
     """Bytes that a rank sends in a ring allreduce of these layers' gradients."""
-    return 2 * (world_size - 1) * sum(layer.dense_bytes for layer in layers) / world_size
+    return ring_share(world_size) * sum(layer.dense_bytes for layer in layers)
 
 
 def _plain(value: Any) -> Any:

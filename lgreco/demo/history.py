@@ -105,8 +105,3 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def ring_allreduce_bytes(numel: int, world_size: int) -> int:
-    """Bytes that each rank sends in a ring allreduce of `numel` fp32 values: 2 (W - 1) / W * 4 * numel."""
-    return 2 * (world_size - 1) * 4 * numel // world_size

@@ -16,10 +16,11 @@ import lgreco
 from lgreco.checkpoint import pack_gathered
 from lgreco.demo import checkpoint
 from lgreco.demo.gpt import GPT, GPTConfig
-from lgreco.demo.history import History, ring_allreduce_bytes
+from lgreco.demo.history import History
 from lgreco.demo.ranks import Ranks, parameter_digest
 from lgreco.demo.settings import JobSettings, TrainSettings
 from lgreco.demo.text import Corpus, training_windows, validation_windows
+from lgreco.ring import ring_allreduce_bytes
 
 # Settings that may differ between a checkpoint and the job that resumes it: none of them changes a bit of the weights.
 _FREE_TO_CHANGE = {"eval_every", "eval_windows", "log_every", "checkpoint_every"}

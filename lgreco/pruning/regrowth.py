@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lgreco.demo.history import ring_allreduce_bytes
 from lgreco.pruning.agreement import device_of, distributed
 from lgreco.pruning.selection import keep_largest
+from lgreco.ring import ring_allreduce_bytes
 
 
 @dataclass(frozen=True)

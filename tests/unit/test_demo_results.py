@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lgreco.demo.figure import draw
-from lgreco.demo.history import History, Row, ring_allreduce_bytes
+from lgreco.demo.history import History, Row
 from lgreco.demo.results import Result, gap_to_reference, reference_spread, write_summary
 from lgreco.demo.settings import JobSettings
+from lgreco.ring import ring_allreduce_bytes
 
 DENSE_BYTES = 800
 

@@ -26,6 +26,7 @@ layers:
   "*.embedding.weight": "dense(dtype=bf16)"
   "*.bias": dense
 auto: true
+transport: mpi
 """
 
 
@@ -46,6 +47,7 @@ def test_every_key_is_read_from_yaml(tmp_path: Path) -> None:
         "default": "quantize(bits=2, block=128)",
         "layers": {"*.embedding.weight": "dense(dtype=bf16)", "*.bias": "dense(dtype=fp32)"},
         "auto": True,
+        "transport": "mpi",
         "solver": None,
     }
     assert config.layers == (("*.embedding.weight", parse("dense(dtype=bf16)")), ("*.bias", parse("dense")))
@@ -70,6 +72,7 @@ def test_defaults() -> None:
         "default": "quantize(bits=4, block=512)",
         "layers": {},
         "auto": False,
+        "transport": "c10d",
         "solver": None,
     }
     assert Config().difference(Config.load(None)) == ["warmup_steps"]

@@ -138,8 +138,10 @@ class Controller:
         self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._settings.window) if rows]
 
     def plan(self, steps: int) -> Plan:
-        """The plan in force after `steps` committed steps."""
-        columns = self._columns_at(steps)
+        """The plan in force after `steps` committed steps; one that is due is waited for, as the next step would."""
+        with self._progress:
+            self._progress.wait_for(lambda: not self._owes(steps), _PATIENCE_S)
+            columns = self._columns_at(steps)
         return self._offers.plan(columns, "reference" if columns == self._offers.reference else "solver")
 
     def wait(self, steps: int, timeout_s: float | None = None) -> bool:
@@ -224,6 +226,11 @@ class Controller:
     def _idle(self, steps: int) -> bool:
         table = self._table
         return self._failure is not None or table is None or not any(step < steps for step in table.slices)
+
+    def _owes(self, steps: int) -> bool:
+        """Whether the thread has still to find the plan that `steps` steps leave in force."""
+        due = self._table is not None and self._table.effective_step <= steps
+        return due and self._failure is None and self._thread.is_alive()
 
     def _columns_at(self, steps: int) -> tuple[int, ...]:
         return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])

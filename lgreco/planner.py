@@ -56,6 +56,20 @@ class Decision:
     realised: Mapping[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What is solved, whatever plans cost: errors float64 [L, C] and what they may sum up to.
+
+    Layers of `broken` keep their column of `present`, the plan in force; `reference` keeps to the budget.
+    """
+
+    errors: Array
+    budget: Budget
+    reference: Sequence[int]
+    broken: Sequence[int]
+    present: Sequence[int]
+
+
 class Planner:
     """Decides plan after plan; what it remembers between them is its state.
 
@@ -99,7 +113,7 @@ class Planner:
         problem, gap = None, 0.0
         columns: tuple[int, ...] = tuple(present)
         try:
-            columns, gap = self._cheapest(errors, table.costs, budget, reference, broken, present)
+            columns, gap = self._cheapest(_Problem(errors, budget, reference, broken, present), table.costs)
         except ValueError as reason:
             problem = str(reason)
         solve_ms = (time.perf_counter() - begun) * 1e3
@@ -170,48 +184,31 @@ class Planner:
         table = ErrorTable(offers.layers, offers.choices, errors, norms, offers.costs, self._world_size, step)
         return _only(table, broken, present)
 
-    def _cheapest(
-        self,
-        errors: Array,
-        costs: Array,
-        budget: Budget,
-        reference: Sequence[int],
-        broken: Sequence[int],
-        present: Sequence[int],
-    ) -> tuple[tuple[int, ...], float]:
+    def _cheapest(self, problem: _Problem, costs: Array) -> tuple[tuple[int, ...], float]:
         """The plan of fewest bytes, or, with a pricing, of least exposed time among those of several solutions.
 
         Raises:
             ValueError: where no plan keeps to the budget.
         """
-        if self._pricing is None or budget.error is None:
-            return self._solve(errors, costs, budget, reference, broken, present)
-        found = [
-            self._solve(errors, table, budget, reference, broken, present) for table in self._pricing.tables(present)
-        ]
+        if self._pricing is None or problem.budget.error is None:
+            return self._solve(problem, costs)
+        found = [self._solve(problem, prices) for prices in self._pricing.tables(problem.present)]
         exposed = {columns: self._pricing.exposed_s(columns) for columns, _ in found}
         columns, gap = min(found, key=lambda plan: (exposed[plan[0]], total(costs, plan[0])))
-        there = tuple(present)
+        there = tuple(problem.present)
         stays = there in exposed and exposed[there] <= exposed[columns] * (1 + _WORTH_A_SWAP)
         return (there, gap) if stays else (columns, gap)
 
-    def _solve(
-        self,
-        errors: Array,
-        costs: Array,
-        budget: Budget,
-        reference: Sequence[int],
-        broken: Sequence[int],
-        present: Sequence[int],
-    ) -> tuple[tuple[int, ...], float]:
+    def _solve(self, problem: _Problem, costs: Array) -> tuple[tuple[int, ...], float]:
         """The cheapest of: the solver's plan, uniform plans, and the present one where nothing is worth a swap.
 
         Raises:
             ValueError: where no plan keeps to the budget.
         """
+        errors, budget, present = problem.errors, problem.budget, problem.present
         if budget.error is not None:
             spend, save, limit = errors, costs, budget.error
-            found = solver.solve(errors, costs, limit, method=self._settings.method, reference=reference)
+            found = solver.solve(errors, costs, limit, method=self._settings.method, reference=problem.reference)
         else:
             assert budget.bytes is not None, "a budget is of errors or of bytes"
             spend, save, limit = costs, errors, budget.bytes
@@ -220,7 +217,9 @@ class Planner:
         columns = tuple(int(column) for column in found.choices)
         gap = float(found.gap)
         for column in range(costs.shape[1]):
-            uniform = [present[row] if row in broken else at for row, at in enumerate(self._offers.uniform(column))]
+            uniform = [
+                present[row] if row in problem.broken else at for row, at in enumerate(self._offers.uniform(column))
+            ]
             if total(spend, uniform) <= limit and total(save, uniform) < total(save, columns):
                 columns, gap = tuple(uniform), 0.0
         stays = total(spend, present) <= limit and total(save, present) <= total(save, columns) * (1 + _WORTH_A_SWAP)

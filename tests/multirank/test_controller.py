@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,33 @@ def test_plans_change_at_exact_steps_on_every_rank() -> None:
     assert matrices(plans[3]) != {"lowrank(rank=4, factors=int8)"}
     assert plans[3] == plans[10]
     assert all(plan["gain"] == "dense(dtype=fp32)" and plan["wide.bias"] == "dense(dtype=fp32)" for plan in plans)
+
+
+def _read_early(rank: int, world_size: int) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, config(alpha=0.6))
+    assert state._controller is not None
+    planner = state._controller._planner
+    decide = planner.decide
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.5 * rank)
+        return decide(*args, **kwargs)
+
+    planner.decide = late
+    seen = []
+    for step in range(5):
+        train(ddp, rank, [step])
+        seen.append(choices(state))
+    state.close()
+    return seen
+
+
+def test_a_plan_that_is_due_is_waited_for_where_it_is_read() -> None:
+    """After four steps, on the rank that is still solving too."""
+    seen = same_on_all_ranks(run(2, _read_early))
+    assert seen[2] != seen[3]
+    assert seen[3] == seen[4]
 
 
 def _timing_free(rank: int, world_size: int, settings: dict[str, Any], wait: bool) -> Any:

@@ -8,7 +8,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run
-from training import batch_of, digest, everything, local_gradients, loss_of, make, same_on_all_ranks, state_digest
+from training import (
+    batch_of,
+    digest,
+    everything,
+    local_gradients,
+    loss_of,
+    make,
+    same_on_all_ranks,
+    state_digest,
+    undelivered,
+)
 
 import lgreco
 from lgreco import _C
@@ -83,20 +93,6 @@ def test_dense_values_are_those_of_masking_after_a_dense_exchange(dtype: torch.d
     run(4, _like_dense, dtype)
 
 
-def _pending(state: lgreco.State) -> dict[str, torch.Tensor]:
-    """What is still to be added to the averaged gradient, by layer."""
-    total: dict[str, torch.Tensor] = {}
-    ranks = state.gather()["ranks"]
-    for part in ranks:
-        for name, residual in part.items():
-            layer = total.setdefault(name, torch.zeros(residual["sender"].numel(), dtype=torch.float64))
-            layer += residual["sender"].double() / len(ranks)
-            if residual["owner"] is not None:
-                begin = residual["owner_offset"]
-                layer[begin : begin + residual["owner"].numel()] += residual["owner"].double()
-    return total
-
-
 def _nothing_is_lost(
     rank: int, world_size: int, choice: str, dtype: torch.dtype, residual: str = "fp32", scale: float = 1.0
 ) -> list[str]:
@@ -107,13 +103,13 @@ def _nothing_is_lost(
     for step, density in enumerate((1.0, 0.6, 0.5, 0.5, 0.8, 1.0)):
         state.set_masks(masks_of(ddp, density, step // 2))  # also the same ones again
         masks = state.masks
-        pending = _pending(state) if step > 0 else {}
+        pending = undelivered(state) if step > 0 else {}
         gathered: list[Any] = [None] * world_size
         x = batch_of(rank, step, dtype=dtype)
         ddp.zero_grad()
         dist.all_gather_object(gathered, local_gradients(ddp, x))
         delivered = {name: each / scale for name, each in _gradients(ddp, rank, step, scale).items()}
-        left = _pending(state)
+        left = undelivered(state)
         for name in MATRICES:
             kept = masks.get(name, torch.ones_like(delivered[name]) > 0).flatten()
             mean = sum(of_rank[name].flatten().double() for of_rank in gathered) / world_size
@@ -298,14 +294,14 @@ def _continued(rank: int, world_size: int, saved: Any) -> dict[str, torch.Tensor
     ddp = make()
     state = lgreco.attach(ddp, everything(CHOICES[2]))
     state.load_state_dict(saved)
-    return _pending(state)
+    return undelivered(state)
 
 
 def _still_pending(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     ddp = make()
     state = lgreco.attach(ddp, everything(CHOICES[2]))
     _steps(ddp, rank, range(3), state, {0: masks_of(ddp, 0.4)})
-    return _pending(state)
+    return undelivered(state)
 
 
 def test_another_world_size_keeps_what_is_pending() -> None:

@@ -10,7 +10,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run
-from training import batch_of, everything, local_gradients, loss_of, make, same_on_all_ranks, state_digest, train
+from training import (
+    batch_of,
+    everything,
+    local_gradients,
+    loss_of,
+    make,
+    same_on_all_ranks,
+    state_digest,
+    train,
+    undelivered,
+)
 
 import lgreco
 from lgreco.choice import parse
@@ -29,20 +39,6 @@ def _choices(state: lgreco.State, choice: str) -> list[dict[str, Any]]:
     """One a layer: `choice` for matrices, dense for the rest."""
     dense = parse("dense")
     return [(parse(choice) if len(p.layer.shape) > 1 else dense).to_native() for p in state.plan.planned]
-
-
-def _pending(state: lgreco.State) -> dict[str, torch.Tensor]:
-    """What is still to be added to the averaged gradient, by layer."""
-    total: dict[str, torch.Tensor] = {}
-    ranks = state.gather()["ranks"]
-    for part in ranks:
-        for name, residual in part.items():
-            layer = total.setdefault(name, torch.zeros(residual["sender"].numel(), dtype=torch.float64))
-            layer += residual["sender"].double() / len(ranks)
-            if residual["owner"] is not None:
-                begin = residual["owner_offset"]
-                layer[begin : begin + residual["owner"].numel()] += residual["owner"].double()
-    return total
 
 
 def _changed(rank: int, world_size: int, before: str, after: str, late: bool) -> list[str]:
@@ -82,13 +78,13 @@ def _nothing_is_lost(rank: int, world_size: int, before: str, after: str) -> Non
     state = lgreco.attach(ddp, everything(before))
     train(ddp, rank, range(3))
     ddp.zero_grad()
-    pending = _pending(state)
+    pending = undelivered(state)
     state._engine.set_plan(3, _choices(state, after))
     x = batch_of(rank, 3)
     gradients = [None] * world_size
     dist.all_gather_object(gradients, local_gradients(ddp, x))
     loss_of(ddp, x).backward()
-    left = _pending(state)
+    left = undelivered(state)
     for name, parameter in ddp.module.named_parameters():
         if name not in pending:
             continue

@@ -118,3 +118,17 @@ def same_on_all_ranks(results: list[Any]) -> Any:
     """Asserts that every rank returned the same, and returns it."""
     assert all(result == results[0] for result in results), results
     return results[0]
+
+
+def undelivered(state: lgreco.State) -> dict[str, torch.Tensor]:
+    """What is still to be added to the averaged gradient, by layer."""
+    total: dict[str, torch.Tensor] = {}
+    ranks = state.gather()["ranks"]
+    for part in ranks:
+        for name, residual in part.items():
+            layer = total.setdefault(name, torch.zeros(residual["sender"].numel(), dtype=torch.float64))
+            layer += residual["sender"].double() / len(ranks)
+            if residual["owner"] is not None:
+                begin = residual["owner_offset"]
+                layer[begin : begin + residual["owner"].numel()] += residual["owner"].double()
+    return total

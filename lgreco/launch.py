@@ -10,6 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# First imported while a group is there, it keeps that group in defaults of its functions: Gloo's threads then outlive
+# destroy_process_group and may abort the process at its exit (torch 2.15).
+import torch.distributed.nn.functional
+
 from lgreco.launch_environment import Launch, read_launch
 
 _TIMEOUT = timedelta(minutes=5)

@@ -8,11 +8,11 @@ turns, a block of a few steps each, in rounds, so that noise of the machine hits
 its own: one that dies is reported with `survived: false` and its last words, and the others go on.
 
 step_ms_median: of the slowest host's time of each step. All hosts of compute_only start each step together, as if an
-exchange that takes no time had made them wait for each other. cpu_ms: user and system time of one host's process per
-step, mean over hosts, of the median block. wire_bytes: what one host's method sends per step, mean over hosts:
-reported by lgreco, computed for the others. link_bytes: what its interface sent, headers and acknowledgements
-included, with one header for each packet of up to 64 KiB, as the kernel counts before it cuts. dense and bf16 are
-shown at their best bucket cap; `by_cap` in the JSON has the others.
+exchange that takes no time had made them wait for each other. cpu_ms: user and system time of one rank's process per
+step, mean over ranks, of the median block. wire_bytes: what one rank's method sends per step, mean over ranks:
+reported by lgreco (hierarchical: to other hosts), computed for the others. link_bytes: what a host's interface sent,
+headers and acknowledgements included, with one header for each packet of up to 64 KiB, as the kernel counts before it
+cuts. dense and bf16 are shown at their best bucket cap; `by_cap` in the JSON has the others.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from step_turns import Measured, Turns, Variant
 
 METHODS = ("compute_only", "dense", "bf16", "powersgd", "lgreco")
+_HIERARCHICAL = "hierarchical"  # where hosts have several ranks: lgreco with ranks_per_node
 _SWEPT = ("dense", "bf16")
 # What DDP takes when nobody says otherwise, in MiB.
 _DEFAULT_CAP_MB = 25.0
@@ -47,12 +48,13 @@ def variants_of(methods: Sequence[str], caps_mb: Sequence[float], lgreco_caps_mb
         ValueError: an unknown method, one named twice, or a cap that is not positive.
     """
     for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"a method must be one of {', '.join(METHODS)}, got {method!r}")
+        if method not in (*METHODS, _HIERARCHICAL):
+            raise ValueError(f"a method must be one of {', '.join((*METHODS, _HIERARCHICAL))}, got {method!r}")
     for cap_mb in (*caps_mb, *lgreco_caps_mb):
         if cap_mb <= 0:
             raise ValueError(f"a bucket cap must be above 0 MiB, got {cap_mb:g}")
-    caps_of: dict[str, Sequence[float | None]] = {"compute_only": [None], "lgreco": lgreco_caps_mb}
+    caps_of: dict[str, Sequence[float | None]] = {"compute_only": [None]}
+    caps_of |= dict.fromkeys(("lgreco", _HIERARCHICAL), lgreco_caps_mb)
     caps_of |= dict.fromkeys(_SWEPT, caps_mb)
     variants = [Variant(method, cap) for method in methods for cap in caps_of.get(method, [_DEFAULT_CAP_MB])]
     if len(set(variants)) < len(variants):
@@ -113,7 +115,7 @@ def measure(args: argparse.Namespace, variants: Sequence[Variant]) -> tuple[list
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="lgreco-step-") as folder, bar:
         task = bar.add_task("starting", total=len(variants) * (rounds + 1))
-        turns = Turns(Path(folder), args.hosts, args.rate, variants, job, args.timeout_s)
+        turns = Turns(Path(folder), args.hosts, args.rate, variants, job, args.timeout_s, args.ranks_per_host)
         try:
             for turn in range(rounds + 1):
                 warm_up = turn == 0
@@ -132,9 +134,18 @@ def main() -> int:
     """Runs the command line; returns the exit status: 1 where nothing could be measured."""
     parser = _parser()
     args = parser.parse_args()
+    if args.ranks_per_host > 1 and args.methods == list(METHODS):
+        args.methods.append(_HIERARCHICAL)
     try:
         variants = variants_of(args.methods, args.caps, args.lgreco_caps)
-        for name, least in (("hosts", 2), ("steps", 1), ("block_steps", 1), ("warmup", 3), ("lead_in", 0)):
+        for name, least in (
+            ("hosts", 2),
+            ("ranks_per_host", 1),
+            ("steps", 1),
+            ("block_steps", 1),
+            ("warmup", 3),
+            ("lead_in", 0),
+        ):
             if getattr(args, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(args, name)}")
     except ValueError as error:
@@ -145,7 +156,7 @@ def main() -> int:
         print(f"step: {error}", file=sys.stderr)
         return 1
     rows = rows_of(measured)
-    report.print_table(rows, _COLUMNS, title=f"{args.hosts} hosts, {args.rate}, {args.plan}")
+    report.print_table(rows, _COLUMNS, title=f"{args.hosts} hosts of {args.ranks_per_host}, {args.rate}, {args.plan}")
     for one in measured:
         if one.error is not None:
             print(f"{one.variant.name} died: {one.error}")
@@ -158,10 +169,18 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--hosts", type=int, default=4, help="simulated hosts, one rank each (default: %(default)s)")
+    add("--hosts", type=int, default=4, help="simulated hosts (default: %(default)s)")
+    add("--ranks-per-host", type=int, default=1,
+        help="with 2 or more, also lgreco with ranks_per_node is measured (default: %(default)s)")  # fmt: skip
     add("--rate", default="1gbit", help="of each link, as launch/lab.py takes it (default: %(default)s)")
     add("--plan", default="quantize(bits=4, block=512)", help="choice for lgreco's layers (default: %(default)s)")
-    add("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help=f"a choice of {', '.join(METHODS)}")
+    add(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"a choice of {', '.join((*METHODS, _HIERARCHICAL))}",
+    )
     add("--caps", nargs="+", type=float, default=[1.0, 5.0, 25.0], metavar="MIB",
         help="bucket caps for dense and bf16 (default: 1 5 25)")  # fmt: skip
     add("--lgreco-caps", nargs="+", type=float, default=[_DEFAULT_CAP_MB], metavar="MIB",

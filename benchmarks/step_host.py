@@ -1,4 +1,4 @@
-"""One host of the step benchmark: a process for each variant, each waiting for its turn.
+"""One host of the step benchmark: a process for each variant and each of its ranks, each waiting for its turn.
 
 The lab starts this file once on each host. Forking after torch is imported costs a fraction of starting anew, and a
 variant that dies takes nobody with it.
@@ -29,15 +29,17 @@ _INTERFACE = os.environ.get("GLOO_SOCKET_IFNAME", "eth0")
 def main(folder: Path) -> None:
     """Starts the variants and outlives them, so that the lab goes on when one dies."""
     settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
-    rank = int(os.environ["RANK"])
+    host, hosts, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), settings["ranks_per_host"]
     logs = {}
     for index, fields in enumerate(settings["variants"]):
-        variant = Variant(**fields)
-        log = log_path(folder, variant, rank)
-        pid = os.fork()
-        if not pid:
-            _serve(folder, settings["job"], variant, index, log)
-        logs[pid] = log
+        for rank in range(host * count, (host + 1) * count):
+            variant = Variant(**fields)
+            log = log_path(folder, variant, rank)
+            pid = os.fork()
+            if not pid:
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(hosts * count), LOCAL_WORLD_SIZE=str(count))
+                _serve(folder, settings["job"], variant, index, log)
+            logs[pid] = log
     while logs:
         pid, raw = os.wait()
         code = os.waitstatus_to_exitcode(raw)

@@ -134,5 +134,11 @@ class Step:
         return sent_bytes
 
     def _use_lgreco(self, ddp: DistributedDataParallel) -> Callable[[int], float]:
-        state: Any = lgreco.attach(ddp, {"default": self._job.plan})
+        return self._attached(ddp, 1)
+
+    def _use_hierarchical(self, ddp: DistributedDataParallel) -> Callable[[int], float]:
+        return self._attached(ddp, int(os.environ["LOCAL_WORLD_SIZE"]))
+
+    def _attached(self, ddp: DistributedDataParallel, ranks_per_node: int) -> Callable[[int], float]:
+        state: Any = lgreco.attach(ddp, {"default": self._job.plan, "ranks_per_node": ranks_per_node})
         return lambda steps: float(state.stats()["wire_bytes"])

@@ -104,6 +104,7 @@ class Turns:
         variants: Sequence[Variant],
         job: Mapping[str, Any],
         timeout_s: float,
+        ranks_per_host: int = 1,
     ) -> None:
         """Starts the lab, checks its links, waits until each variant is built.
 
@@ -114,22 +115,25 @@ class Turns:
             variants: what to run; no two alike.
             job: what `step_methods.Job` takes; with a `text` among it, what `proof_methods.TextJob` takes.
             timeout_s: longest time for one block.
+            ranks_per_host: processes of each variant on each host.
 
         Raises:
             RuntimeError: the lab could not start, or its links are off the rate asked for.
         """
         self.measured = {variant: Measured(variant) for variant in variants}
         self._folder, self._hosts, self._timeout_s = folder, hosts, timeout_s
+        self._ranks = hosts * ranks_per_host
         self._connections: dict[Variant, dict[int, Connection]] = {variant: {} for variant in variants}
         self._pids: dict[Variant, list[int]] = {variant: [] for variant in variants}
-        settings = {"variants": [asdict(variant) for variant in variants], "job": dict(job)}
+        settings: dict[str, Any] = {"variants": [asdict(variant) for variant in variants], "job": dict(job)}
+        settings["ranks_per_host"] = ranks_per_host
         (folder / SETTINGS_NAME).write_text(json.dumps(settings), encoding="utf-8")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(folder / SOCKET_NAME))
-            listener.listen(hosts * len(variants))
+            listener.listen(self._ranks * len(variants))
             self._start_lab(rate, int(job["threads"]))
             try:
-                self._meet(listener, hosts * len(variants))
+                self._meet(listener, self._ranks * len(variants))
                 for variant in variants:
                     self._collect(variant)
             except BaseException:
@@ -230,7 +234,7 @@ class Turns:
     def _bury(self, variant: Variant, what: str, dead: set[int]) -> None:
         time.sleep(_LAST_WORDS_S)
         words = [what]
-        for rank in sorted(dead) or range(self._hosts):
+        for rank in sorted(dead) or range(self._ranks):
             log = log_path(self._folder, variant, rank)
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
             told = [line.strip() for line in lines if not line.startswith(_WARNING)]

@@ -71,6 +71,15 @@ class Snapshot:
     @property
     def dropped(self) -> bool: ...
 
+class Nodes:
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        node_ranks: Sequence[int],
+        rail_ranks: Sequence[int],
+        carriers: Sequence[int],
+    ) -> None: ...
+
 class Engine:
     def __init__(
         self,
@@ -82,6 +91,7 @@ class Engine:
         choices: Sequence[Mapping[str, int | float | str]],
         scale: torch.Tensor | None,
         faults: Faults | None,
+        nodes: Nodes | None = None,
     ) -> None: ...
     def register_on(self, reducer: dist.Reducer) -> None: ...
     def run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,19 @@ from lgreco.config import Config
 from lgreco.layer import LayerInfo
 
 
-def make_cpu_group(group: dist.ProcessGroup, purpose: str = "lgreco") -> dist.ProcessGroup:
-    """A Gloo group of the same ranks and time limit, for lgreco's messages alone; collective over `group`."""
+def make_cpu_group(
+    group: dist.ProcessGroup, purpose: str = "lgreco", ranks: Sequence[int] | None = None
+) -> dist.ProcessGroup:
+    """A Gloo group of the same ranks and time limit, for lgreco's messages alone; collective over its ranks.
+
+    Args:
+        group: whose ranks and time limit it gets.
+        purpose: its name.
+        ranks: those of the group's ranks that it has, ascending, this one among them; None: all.
+    """
+    everyone = dist.get_process_group_ranks(group)
     made = dist.new_group(
-        ranks=dist.get_process_group_ranks(group),
+        ranks=everyone if ranks is None else [everyone[rank] for rank in ranks],
         timeout=timeout_of(group),
         backend="gloo",
         use_local_synchronization=True,

@@ -13,6 +13,7 @@ from lgreco.config import Config
 from lgreco.layer import LayerInfo
 from lgreco.masks import LayerMask
 from lgreco.masks import pack as pack_masks
+from lgreco.nodes import Nodes
 
 FORMAT = 1
 
@@ -24,6 +25,7 @@ def pack(
     masks: Mapping[str, LayerMask],
     rank: int,
     world_size: int,
+    nodes: Nodes | None,
 ) -> dict[str, Any]:
     """This rank's state as plain containers; `engine` is None where nothing was exchanged yet."""
     parts = engine.residuals() if engine is not None else []
@@ -31,6 +33,7 @@ def pack(
         "lgreco_state": FORMAT,
         "rank": rank,
         "world_size": world_size,
+        **described(nodes),
         "steps": engine.committed_steps() if engine is not None else 0,
         "config": config.to_dict(),
         "shapes": {layer.name: list(layer.shape) for layer in layers},
@@ -48,12 +51,17 @@ def pack(
     }
 
 
+def described(nodes: Nodes | None) -> dict[str, Any]:
+    """The entry of a state that says which ranks share a node; none where the exchange is flat."""
+    return {} if nodes is None else {"nodes": nodes.describe()}
+
+
 def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The states of all ranks, in rank order, as one."""
     first = states[0]
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
-        **{key: first[key] for key in ("masks", "solver") if key in first},  # the same on every rank
+        **{key: first[key] for key in ("masks", "solver", "nodes") if key in first},  # the same on every rank
         "ranks": [state["residuals"] for state in states],
     }
 
@@ -88,6 +96,7 @@ def load(
     layers: Sequence[LayerInfo],
     rank: int,
     world_size: int,
+    nodes: Nodes | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> None:
     """Puts a checked state into the engine; see `State.load_state_dict` for the rules.
@@ -97,7 +106,7 @@ def load(
     expected = {layer.name: list(layer.shape) for layer in layers}
     if dict(state["shapes"]) != expected:
         raise ValueError(f"the checkpoint is of another model: {_difference(state['shapes'], expected)}")
-    residuals = _residuals_for(state, expected, rank, world_size)
+    residuals = _residuals_for(state, expected, rank, world_size, nodes)
     parts = [
         _C.LayerResidual(
             name, part["sender"], part["owner"], part["owner_offset"], part.get("warm_p"), part.get("warm_q")
@@ -108,11 +117,16 @@ def load(
     engine.load(state["steps"], parts)
 
 
+def same_ranks(state: Mapping[str, Any], world_size: int, nodes: Nodes | None) -> bool:
+    """Whether a state was saved by as many ranks, on the same nodes where the exchange is hierarchical."""
+    return (state["world_size"], state.get("nodes")) == (world_size, described(nodes).get("nodes"))
+
+
 def _residuals_for(
-    state: Mapping[str, Any], shapes: Mapping[str, list[int]], rank: int, world_size: int
+    state: Mapping[str, Any], shapes: Mapping[str, list[int]], rank: int, world_size: int, nodes: Nodes | None
 ) -> Mapping[str, Any]:
     if "ranks" in state:
-        if state["world_size"] == world_size:
+        if same_ranks(state, world_size, nodes):
             return _checked(state["ranks"][rank], shapes)
         return _redistribute([_checked(part, shapes) for part in state["ranks"]])
     if "residuals" not in state:
@@ -122,6 +136,11 @@ def _residuals_for(
             stacklevel=4,
         )
         return {}
+    if state["world_size"] == world_size and not same_ranks(state, world_size, nodes):
+        raise ValueError(
+            f"this state was saved with the nodes {state.get('nodes', 'none')}, loaded with "
+            f"{described(nodes).get('nodes', 'none')} (ranks_per_node); load what state.gather() gave"
+        )
     if (state.get("rank"), state["world_size"]) != (rank, world_size):
         raise ValueError(
             f"this is the state of rank {state.get('rank')} of {state['world_size']}, loaded on rank {rank} of "
@@ -151,13 +170,13 @@ def _checked(residuals: Any, shapes: Mapping[str, list[int]]) -> Mapping[str, An
 def _redistribute(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Residuals for every rank of another world size: the old senders' mean plus the owners' residuals.
 
-    What is still to be added to the averaged gradient is sum(sender) / W + owner, and stays so at any new W. Warm
-    starts are the same on all ranks.
+    What is still to be added to the averaged gradient is sum(sender) / W + owner, and stays so at any new W; W counts
+    the ranks that have the layer's residual, of a hierarchical exchange its carriers. Warm starts are the same on all.
     """
     merged: dict[str, Any] = {}
-    for name, first in ranks[0].items():
-        parts = [residuals[name] for residuals in ranks]
-        merged[name] = {**first, "sender": _still_to_add(parts), "owner": None, "owner_offset": 0}
+    for name in dict.fromkeys(name for residuals in ranks for name in residuals):
+        parts = [residuals[name] for residuals in ranks if name in residuals]
+        merged[name] = {**parts[0], "sender": _still_to_add(parts), "owner": None, "owner_offset": 0}
     return merged
 
 

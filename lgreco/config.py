@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_serializer, field_validator
 
 from lgreco.choice import Choice, parse
 from lgreco.solver_config import SolverConfig
@@ -43,6 +43,10 @@ class Config(BaseModel):
             register nothing where lgreco's would not be faster than DDP's own; layers that are faster dense are dense,
             and a `solver` makes plans of least exposed time instead of fewest bytes. Not the default: measuring takes
             seconds, and which plan comes of it depends on the machines.
+        ranks_per_node: more than 1 makes the exchange hierarchical: dense inside each node, where links are fast, and
+            by the plan between nodes, each layer carried by one rank of every node. A number (ranks 0 to n-1 are the
+            first node's, and so on), or launcher: as torchrun, mpirun or srun has dealt them. With all ranks on one
+            node, or one on each, it is flat. On the CPU, over c10d, so far.
         solver: where given, the layers that `default` would decide get their choices from a solver instead, again and
             again while training runs; those that `layers` or their size decides keep theirs.
 
@@ -62,6 +66,7 @@ class Config(BaseModel):
     default: Choice = parse("quantize(bits=4, block=512)")
     layers: tuple[Rule, ...] = ()
     auto: Annotated[bool, Field(strict=True)] = False
+    ranks_per_node: Annotated[int, Field(strict=True, ge=1, lt=2**31)] | Literal["launcher"] = 1
     solver: SolverConfig | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -129,6 +134,15 @@ class Config(BaseModel):
         if not patterns and self.layers != other.layers:
             keys.append("layers (order)")
         return keys
+
+    @field_validator("ranks_per_node", mode="after")
+    @classmethod
+    def _refuse_odds(cls, value: object, info: ValidationInfo) -> object:
+        if value != 1 and info.data.get("auto"):
+            raise ValueError("auto measures the flat exchange; leave one of auto and ranks_per_node out")
+        if value != 1 and info.data.get("transport") == "mpi":
+            raise ValueError('a hierarchical exchange needs transport "c10d", got "mpi"')
+        return value
 
     @field_validator("residual", mode="before")
     @classmethod

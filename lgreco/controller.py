@@ -22,7 +22,7 @@ from lgreco.candidates import Offers
 from lgreco.choice import Choice
 from lgreco.link_watch import LinkWatch
 from lgreco.masks import LayerMask
-from lgreco.measurement import Gradients, Meter
+from lgreco.measurement import Gradients, Meter, Rail
 from lgreco.peers import Peers
 from lgreco.pending_table import PendingTable, unpack_rows
 from lgreco.plan import Plan
@@ -51,6 +51,7 @@ class Controller:
         seed: of all draws.
         warmup_steps: dense steps before any plan.
         watch: where plans are priced in seconds, what keeps the prices right.
+        rail: of a hierarchical exchange, with whom this rank exchanges, and what.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Controller:
         seed: int,
         warmup_steps: int,
         watch: LinkWatch | None = None,
+        rail: Rail | None = None,
     ) -> None:
         self._offers = offers
         self._settings = settings
@@ -73,7 +75,9 @@ class Controller:
         self._seed = seed
         self._port = PlanPort(engine)
         self._watch = watch
-        self._planner = Planner(offers, settings, peers.world_size, None if watch is None else watch.pricing)
+        self._rail = rail
+        self._exchanging = peers.world_size if rail is None else rail.peers.world_size
+        self._planner = Planner(offers, settings, self._exchanging, None if watch is None else watch.pricing)
         self._learn(offers, {})
         self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
         self._table: PendingTable | None = None
@@ -110,7 +114,7 @@ class Controller:
         if self._watch is not None:
             self._watch.pricing.adopt(offers)
         pricing = None if self._watch is None else self._watch.pricing
-        planner = Planner(offers, self._settings, self._peers.world_size, pricing)
+        planner = Planner(offers, self._settings, self._exchanging, pricing)
         planner.load({**self._planner.state(), "history": []})
         with self._progress:
             self._planner = planner
@@ -133,7 +137,7 @@ class Controller:
     def _learn(self, offers: Offers, masks: Mapping[str, LayerMask]) -> None:
         """What follows from the layers and their masks."""
         self._offers = offers
-        self._meter = Meter(offers, self._peers, self._seed, masks)
+        self._meter = Meter(offers, self._peers, self._seed, masks, self._rail)
         numels = [layer.sent_numel for layer in offers.layers]
         self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._settings.window) if rows]
 
@@ -162,7 +166,7 @@ class Controller:
             close_engine()
             self._thread.join(_PATIENCE_S)
         if not self._thread.is_alive():  # one that waits for a stalled peer ends with the process
-            self._peers.leave()
+            self._leave()
         self._log.close()
 
     def state(self) -> dict[str, Any]:
@@ -334,12 +338,17 @@ class Controller:
         if others:
             raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
 
+    def _leave(self) -> None:
+        self._peers.leave()
+        if self._rail is not None:
+            self._rail.peers.leave()
+
     def _fail(self, error: Exception, trace: str) -> None:
         """Lets training go on with the present plan, on every rank: that this one leaves tells the others."""
         with self._progress:
             self._failure = error
             self._progress.notify_all()
-        self._peers.leave()
+        self._leave()
         self._port.release()
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)

@@ -43,11 +43,11 @@ def entries(state: State) -> dict[str, dict[str, torch.Tensor]]:
 def load(state: State, checkpoint: str | Path | dcp.StorageReader, key: str = "lgreco") -> None:
     """Continues from what `entries` gave; collective over the default group.
 
-    At the world size W that saved, each rank reads its own part and goes on bit for bit. At another one, W', each rank
-    reads the parts of all W (W times a rank's residuals in host memory) and, as `State.load_state_dict` says, every new
-    rank's sender residual becomes sum(senders) / W + the owners' residuals, its owner residual zero. So what is still
-    to be added to the averaged gradient, sum(senders) / W + owners, is the same before and after; warm starts of low
-    rank, equal on all ranks, are kept.
+    At the world size W that saved (and, if hierarchical, on the same nodes), each rank reads its own part and goes on
+    bit for bit. At another one, W', each rank reads the parts of all W (W times a rank's residuals in host memory) and,
+    as `State.load_state_dict` says, every new rank's sender residual becomes sum(senders) / W + the owners' residuals,
+    its owner residual zero. So what is still to be added to the averaged gradient, sum(senders) / W + owners, is the
+    same before and after; warm starts of low rank, equal on all ranks, are kept.
 
     Args:
         state: attached.
@@ -66,16 +66,24 @@ def load(state: State, checkpoint: str | Path | dcp.StorageReader, key: str = "l
     saved_ranks = sum(re.fullmatch(re.escape(key) + r"\.rank\d+\.facts", name) is not None for name in stored)
     if saved_ranks == 0:
         raise ValueError(f'the checkpoint has no entries of lgreco under "{key}"')
-    same = saved_ranks == state.world_size
+    facts = _read(reader, stored, [f"{key}.rank0.facts"])
+    same = state.saved_by_same_ranks(_from_bytes(facts[f"{key}.rank0.facts"]))
     ranks = [state.rank] if same else list(range(saved_ranks))
+    states = _unpack(_read(reader, stored, [f"{key}.rank{rank}." for rank in ranks]), key, ranks)
+    state.load_state_dict(states[0] if same else pack_gathered(states))
+
+
+def _read(
+    reader: dcp.StorageReader, stored: Mapping[str, TensorStorageMetadata], beginnings: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """The stored tensors whose names begin with one of `beginnings`; collective."""
     read = {
         name: torch.empty(item.size, dtype=item.properties.dtype)
         for name, item in stored.items()
-        if any(name.startswith(f"{key}.rank{rank}.") for rank in ranks)
+        if name.startswith(tuple(beginnings))
     }
     dcp.load(read, storage_reader=reader)
-    states = _unpack(read, key, ranks)
-    state.load_state_dict(states[0] if same else pack_gathered(states))
+    return read
 
 
 def _unpack(read: Mapping[str, torch.Tensor], key: str, ranks: Sequence[int]) -> list[dict[str, Any]]:

@@ -68,6 +68,14 @@ class Row:
         return bool(np.isfinite(self.squared_norm))
 
 
+@dataclass(frozen=True)
+class Rail:
+    """Of a hierarchical exchange: the ranks with which this one exchanges, and the ids of the layers that they do."""
+
+    peers: Peers
+    rows: frozenset[int]
+
+
 class Meter:
     """Measures layers together with its peers; calls are collective.
 
@@ -76,18 +84,42 @@ class Meter:
         peers: talked to by this object's thread alone.
         seed: of all draws.
         masks: of the layers that have one; the same as on every peer.
+        rail: measures its layers among its own ranks; None: all ranks measure all layers.
     """
 
-    def __init__(self, offers: Offers, peers: Peers, seed: int, masks: Mapping[str, LayerMask] | None = None) -> None:
+    def __init__(
+        self,
+        offers: Offers,
+        peers: Peers,
+        seed: int,
+        masks: Mapping[str, LayerMask] | None = None,
+        rail: Rail | None = None,
+    ) -> None:
         self._offers = offers
-        self._peers = peers
-        self._rank, self._world_size = peers.rank, peers.world_size
+        self._everyone = peers
+        self._rail_rows = None if rail is None else rail.rows
+        self._peers = peers if rail is None else rail.peers
+        self._rank, self._world_size = self._peers.rank, self._peers.world_size
         self._seed = seed
         self._masks = masks or {}
         self._native = [choice.to_native() for choice in offers.choices]
 
     def measure(self, gradients: Gradients) -> dict[int, Row]:
         """Rows of the layers, by id."""
+        everything = gradients.rows
+        found = np.zeros((len(everything), len(self._offers.choices) + 2))
+        if self._rail_rows is not None:
+            gradients = _only(gradients, self._rail_rows)
+        if gradients.rows:
+            found[[row in set(gradients.rows) for row in everything]] = self._found(gradients)
+        total = torch.from_numpy(found)
+        self._everyone.sum(total)  # every row is zero but on one rank: sums are exact
+        return {
+            row: Row(found[i, :-2].copy(), float(found[i, -2]), float(found[i, -1])) for i, row in enumerate(everything)
+        }
+
+    def _found(self, gradients: Gradients) -> Array:
+        """float64 [rows, C + 2]: what this rank finds, zero for the layers that meet on another one."""
         rows, offers = gradients.rows, self._offers
         samples = [sample_of(offers.layers[row].sent_numel, self._seed, gradients.step, row) for row in rows]
         turn = gradients.step  # a slice of few layers must not always fall to the first ranks
@@ -99,9 +131,7 @@ class Meter:
         for i, meeting in meetings.items():
             delivered = samples[i].take(gradients.delivered[i]).double().numpy()
             found[i] = self._judge(rows[i], samples[i], meeting, delivered, spectra.get(i), gradients.step)
-        total = torch.from_numpy(found)
-        self._peers.sum(total)  # every row is zero but on one rank: sums are exact
-        return {row: Row(found[i, :-2].copy(), float(found[i, -2]), float(found[i, -1])) for i, row in enumerate(rows)}
+        return found
 
     def _meet(self, gradients: Gradients, samples: Sequence[Sample], owners: Sequence[int]) -> dict[int, _Meeting]:
         """Sends every sample to the rank that owns its layer; what this rank owns, by position in `rows`."""
@@ -248,6 +278,18 @@ class _Meeting:
                 total += rank.numpy()
             self._mean = total / len(self.ranks)
         return self._mean
+
+
+def _only(gradients: Gradients, rows: frozenset[int]) -> Gradients:
+    """What there is of some of the layers."""
+    kept = [i for i, row in enumerate(gradients.rows) if row in rows]
+    return Gradients(
+        gradients.step,
+        [gradients.rows[i] for i in kept],
+        [gradients.values[i] for i in kept],
+        [gradients.delivered[i] for i in kept],
+        [gradients.owed[i] for i in kept],
+    )
 
 
 def _overlap(sample: Sample, offset: int, numel: int) -> list[tuple[int, int, int]]:

@@ -15,6 +15,8 @@ from lgreco.candidates import Offers
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.link_watch import LinkWatch
+from lgreco.measurement import Rail
+from lgreco.nodes import Nodes
 from lgreco.peers import Peers
 from lgreco.plan_log import PlanLog
 from lgreco.pricing import Pricing
@@ -29,6 +31,7 @@ def make_slow_path(
     parameters: Sequence[torch.Tensor],
     verdict: Verdict | None,
     cap_mb: float,
+    nodes: Nodes | None = None,
 ) -> Controller | Replay:
     """Makes what gives the engine its plans; collective, nothing is started.
 
@@ -40,13 +43,19 @@ def make_slow_path(
         parameters: by layer.
         verdict: of `auto`; None: plans are priced in bytes.
         cap_mb: DDP's bucket cap in MiB.
+        nodes: of a hierarchical exchange.
     """
     solver = config.solver
     assert solver is not None, "there are offers"
     if solver.plan_replay is not None:
         return Replay(offers, solver.plan_replay, engine)
     peers = Peers(make_cpu_group(group, "lgreco-tables"))
-    log = PlanLog(config, solver, offers, peers.rank, peers.world_size)
+    rail = None
+    if nodes is not None:
+        carried = nodes.carried(peers.rank, offers.layers)
+        rail = Rail(Peers(make_cpu_group(group, "lgreco-rail-tables", nodes.rail_of(peers.rank))), carried)
+    exchanging = peers.world_size if rail is None else rail.peers.world_size
+    log = PlanLog(config, solver, offers, peers.rank, exchanging)
     watch = None
     if verdict is not None and verdict.calibration is not None:
         log.forecast(verdict.forecast())
@@ -61,4 +70,5 @@ def make_slow_path(
         seed=config.seed,
         warmup_steps=config.warmup_steps,
         watch=watch,
+        rail=rail,
     )

@@ -25,6 +25,7 @@ from lgreco.controller import Controller
 from lgreco.cost_model import MIB
 from lgreco.layer import LayerInfo, layer_of
 from lgreco.masks import LayerMask
+from lgreco.nodes import NodeGroups, Nodes, find_nodes, join_nodes
 from lgreco.plan import Plan, resolve
 from lgreco.plan_log import PlanLog
 from lgreco.replay import Replay
@@ -58,6 +59,7 @@ class State:
         self._group = process_group
         self._engine: Any = None
         self._cpu_group: dist.ProcessGroup | None = None
+        self._node_groups: NodeGroups | None = None
         self._plan: Plan | None = None
         self._layers: list[LayerInfo] = []
         self._masks: dict[str, LayerMask] = {}
@@ -101,8 +103,9 @@ class State:
 
         Returns:
             wire_bytes: sent by this rank, headers included; dense_bytes: what a ring all-reduce of the same gradients
-            sends, 2 (W-1)/W of their bytes; steps: committed so far; residual_bytes_per_parameter,
-            buffer_bytes_per_parameter and memory_bytes_per_parameter (their sum).
+            sends, 2 (W-1)/W of their bytes; node_bytes: sent to ranks of the same node, where the exchange is
+            hierarchical (then wire_bytes are those to other nodes); steps: committed so far;
+            residual_bytes_per_parameter, buffer_bytes_per_parameter and memory_bytes_per_parameter (their sum).
         """
         numel = sum(layer.numel for layer in self._layers)
         gradient_bytes = sum(layer.dense_bytes for layer in self._layers)
@@ -110,11 +113,12 @@ class State:
         native = (
             self._engine.stats()
             if self._engine
-            else dict.fromkeys(("wire_bytes", "residual_bytes", "buffer_bytes", "steps"), 0)
+            else dict.fromkeys(("wire_bytes", "node_bytes", "residual_bytes", "buffer_bytes", "steps"), 0)
         )
         residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
         return {
             "wire_bytes": native["wire_bytes"] if self.registered else dense_bytes,
+            "node_bytes": native["node_bytes"],
             "dense_bytes": dense_bytes,
             "steps": native["steps"],
             "residual_bytes_per_parameter": residual,
@@ -132,7 +136,9 @@ class State:
         """
         if self._controller is not None:
             self._controller.wait(self._engine.committed_steps())
-        packed = checkpoint.pack(self._engine, self.config, self._layers, self._masks, self.rank, self.world_size)
+        packed = checkpoint.pack(
+            self._engine, self.config, self._layers, self._masks, self.rank, self.world_size, self._nodes
+        )
         if self._controller is not None:
             packed["solver"] = self._controller.state()
         return packed
@@ -170,7 +176,11 @@ class State:
             if controller is not None:
                 controller.load(state.get("solver"), state["steps"])
 
-        checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size, load_plans)
+        checkpoint.load(self._engine, state, self._layers, self.rank, self.world_size, self._nodes, load_plans)
+
+    def saved_by_same_ranks(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state is of as many ranks as there are now, and, where the exchange is hierarchical, nodes."""
+        return checkpoint.same_ranks(state, self.world_size, self._nodes)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -258,10 +268,17 @@ class State:
             self._engine.close()
         self._leave_cpu_group()
 
+    @property
+    def _nodes(self) -> Nodes | None:
+        return None if self._node_groups is None else self._node_groups.nodes
+
     def _leave_cpu_group(self) -> None:
-        group, self._cpu_group = self._cpu_group, None
-        if group is not None:
-            leave_cpu_group(group)
+        groups = [] if self._node_groups is None else [self._node_groups.node, self._node_groups.rail]
+        if self._cpu_group is not None:
+            groups.append(self._cpu_group)
+        self._cpu_group = self._node_groups = None
+        while groups:
+            leave_cpu_group(groups.pop())
 
     def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
         """Learns the layers from DDP, agrees on them with all ranks and starts the engine; collective."""
@@ -289,6 +306,7 @@ class State:
         if self.world_size > 1:
             self._cpu_group = make_cpu_group(ddp.process_group)
             agree(self._cpu_group, self.config, self._layers)
+            self._join_nodes()
         self._plan = resolve(self.config, self._layers)
         offers = self._offers(self._plan)
         if offers is not None:
@@ -300,13 +318,14 @@ class State:
                 return
         self._engine = _C.Engine(
             _settings(self.config, ddp.process_group),
-            self._cpu_group,
+            self._cpu_group if self._node_groups is None else self._node_groups.rail,
             ddp.process_group,
             list(named),
             parameters,
             [planned.choice.to_native() for planned in self._plan.planned],
             _scale_of(scaler, parameters),
             self._faults,
+            None if self._node_groups is None else self._node_groups.native(self.rank, self._layers),
         )
         if offers is not None:
             self._controller = make_slow_path(
@@ -317,6 +336,7 @@ class State:
                 parameters,
                 self._verdict,
                 ddp.bucket_bytes_cap / MIB,
+                self._nodes,
             )
             self._controller.start()
 
@@ -326,7 +346,18 @@ class State:
         if solver is None or self.world_size == 1:
             return None
         free = [is_free(self.config, layer) for layer in self._layers]
-        return make_offers(solver, plan, free, self.world_size, self.config.residual)
+        exchanging = self.world_size if self._nodes is None else len(self._nodes.ranks)
+        return make_offers(solver, plan, free, exchanging, self.config.residual)
+
+    def _join_nodes(self) -> None:
+        """Makes the groups of a hierarchical exchange, where the config asks for one; collective."""
+        if self.config.ranks_per_node == 1:
+            return
+        assert self._cpu_group is not None, "there are several ranks"
+        assert self._group is not None, "DDP has told"
+        nodes = find_nodes(self.config.ranks_per_node, self._cpu_group)
+        if nodes is not None:
+            self._node_groups = join_nodes(nodes, self._group)
 
     def _judge(self, ddp: DistributedDataParallel, device: torch.device, offers: Offers | None) -> None:
         """Decides whether lgreco is registered at all, and about layers that are faster dense; collective."""

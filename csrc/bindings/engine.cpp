@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "engine/comm_hook.h"
 #include "engine/engine.h"
+#include "engine/hierarchical_exchange.h"
 #include "engine/lane_exchange.h"
 #include "engine/stream_exchange.h"
 #include "engine/tensor_dtype.h"
@@ -53,11 +54,35 @@ struct Settings {
   std::string transport = "c10d";
 };
 
+/// Of a hierarchical exchange: the group of this node's ranks, and who is who.
+struct Nodes {
+  c10::intrusive_ptr<c10d::ProcessGroup> group;
+  engine::Hierarchy hierarchy;
+};
+
+/// Layers that this rank does not carry are left to other rails.
+std::vector<int32_t> rail_owners(const Nodes& nodes, size_t layers) {
+  require(nodes.hierarchy.carriers.size() == layers, "one carrier per layer: got ",
+          nodes.hierarchy.carriers.size(), " carriers and ", layers, " layers");
+  std::vector<int32_t> owners;
+  for (const int32_t carrier : nodes.hierarchy.carriers) {
+    owners.push_back(carrier == nodes.group->getRank() ? engine::kDealt : engine::kElsewhere);
+  }
+  return owners;
+}
+
+std::unique_ptr<transports::Transport> over_gloo(c10d::ProcessGroup& group,
+                                                 const std::shared_ptr<Faults>& faults) {
+  auto transport = transports::make_c10d_p2p(group.getBackend(at::kCPU));
+  return faults ? transports::make_faulty(std::move(transport), faults) : std::move(transport);
+}
+
 std::shared_ptr<Engine> make_engine(
-    const Settings& settings, const c10::intrusive_ptr<c10d::ProcessGroup>& cpu_group,
+    const Settings& settings, const std::optional<c10::intrusive_ptr<c10d::ProcessGroup>>& cpu_group,
     const c10::intrusive_ptr<c10d::ProcessGroup>& ddp_group, const std::vector<std::string>& names,
     const std::vector<at::Tensor>& parameters, const std::vector<py::dict>& choices,
-    std::optional<at::Tensor> scale, const std::shared_ptr<Faults>& faults) {
+    std::optional<at::Tensor> scale, const std::shared_ptr<Faults>& faults,
+    const std::shared_ptr<Nodes>& nodes) {
   require(!parameters.empty(), "the model has no parameter that requires a gradient");
   std::vector<LayerSpec> layers;
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -67,8 +92,10 @@ std::shared_ptr<Engine> make_engine(
   const std::vector<codecs::Choice> native = choices_from(choices);
 
   engine::EngineOptions options;
-  options.rank = ddp_group->getRank();
-  options.world_size = ddp_group->getSize();
+  c10d::ProcessGroup& exchanging = cpu_group ? **cpu_group : *ddp_group;
+  options.rank = exchanging.getRank();
+  options.world_size = exchanging.getSize();
+  if (nodes) options.owners = rail_owners(*nodes, layers.size());
   options.warmup_steps = settings.warmup_steps;
   options.exchange.seed = settings.seed;
   if (settings.residual == "off") {
@@ -86,19 +113,28 @@ std::shared_ptr<Engine> make_engine(
       [&](const engine::ExchangeOptions& exchange, std::vector<at::Tensor> tensors,
           std::shared_ptr<const engine::Plan> plan) -> std::unique_ptr<engine::Exchange> {
     if (device.is_cuda()) {
+      require(nodes == nullptr, "a hierarchical exchange needs parameters on the CPU so far, got ",
+              device, ": leave ranks_per_node out");
       require(settings.transport == "c10d", "transport mpi needs parameters on the CPU, got ", device);
       return engine::make_stream_exchange(ddp_group->getBackend(device.type()), exchange,
                                           std::move(tensors), std::move(plan));
     }
-    auto transport = settings.transport == "mpi"
-                         ? transports::make_mpi(options.rank, options.world_size)
-                         : transports::make_c10d_p2p(cpu_group->getBackend(at::kCPU));
+    if (nodes) {
+      return std::make_unique<engine::HierarchicalExchange>(
+          over_gloo(*nodes->group, faults), over_gloo(exchanging, faults), nodes->hierarchy, exchange,
+          tensors, plan);
+    }
+    if (settings.transport == "c10d") {
+      return std::make_unique<engine::LaneExchange>(over_gloo(exchanging, faults), exchange,
+                                                    std::move(tensors), std::move(plan));
+    }
+    auto transport = transports::make_mpi(options.rank, options.world_size);
     if (faults) transport = transports::make_faulty(std::move(transport), faults);
     return std::make_unique<engine::LaneExchange>(std::move(transport), exchange, std::move(tensors),
                                                   std::move(plan));
   };
   const py::gil_scoped_release release;
-  return {new Engine(options, std::move(layers), parameters, native, std::move(scale), make_exchange),
+  return {new Engine(options, layers, parameters, native, std::move(scale), make_exchange),
           destroy};
 }
 
@@ -159,6 +195,14 @@ void bind_settings(py::module_& module) {
       .def_readwrite("chunk_bytes", &Settings::chunk_bytes)
       .def_readwrite("window_bytes", &Settings::window_bytes)
       .def_readwrite("transport", &Settings::transport);
+  py::class_<Nodes, std::shared_ptr<Nodes>>(
+      module, "Nodes", "Of a hierarchical exchange: the group of this node's ranks, and who is who.")
+      .def(py::init([](c10::intrusive_ptr<c10d::ProcessGroup> group, std::vector<int32_t> node_ranks,
+                       std::vector<int32_t> rail_ranks, std::vector<int32_t> carriers) {
+             return Nodes{std::move(group),
+                          {std::move(node_ranks), std::move(rail_ranks), std::move(carriers)}};
+           }),
+           py::arg("group"), py::arg("node_ranks"), py::arg("rail_ranks"), py::arg("carriers"));
 }
 
 }  // namespace
@@ -201,7 +245,7 @@ void bind_engine(py::module_& module) {
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine", "The engine behind lgreco.State.")
       .def(py::init(&make_engine), py::arg("settings"), py::arg("cpu_group"), py::arg("ddp_group"),
            py::arg("names"), py::arg("parameters"), py::arg("choices"), py::arg("scale"),
-           py::arg("faults"))
+           py::arg("faults"), py::arg("nodes") = nullptr)
       .def(
           "register_on",
           [](const std::shared_ptr<Engine>& engine, c10d::Reducer& reducer) {
@@ -251,6 +295,7 @@ void bind_engine(py::module_& module) {
         py::dict out;
         out["steps"] = stats.steps;
         out["wire_bytes"] = stats.wire_bytes;
+        out["node_bytes"] = stats.node_bytes;
         out["buffer_bytes"] = stats.buffer_bytes;
         out["codec_ms"] = stats.codec_ms;
         out["exposed_ms"] = stats.exposed_ms;

@@ -26,7 +26,7 @@ std::vector<codecs::Choice> all_dense(size_t layers) { return {layers, {"dense",
 
 }  // namespace
 
-Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
+Engine::Engine(const EngineOptions& options, const std::vector<LayerSpec>& layers,
                std::vector<at::Tensor> parameters, const std::vector<codecs::Choice>& choices,
                std::optional<at::Tensor> scale, const MakeExchange& make_exchange)
     : options_(options),
@@ -38,11 +38,19 @@ Engine::Engine(const EngineOptions& options, std::vector<LayerSpec> layers,
   for (size_t i = 0; i < parameters_.size(); ++i) {
     layer_by_parameter_[parameters_[i].unsafeGetTensorImpl()] = static_cast<int32_t>(i);
   }
-  warmup_plan_ = std::make_shared<const Plan>(layers, all_dense(layers.size()), options.world_size);
-  plans_[0] = std::make_shared<const Plan>(std::move(layers), choices, options.world_size);
+  warmup_plan_ = make_plan(layers, all_dense(layers.size()));
+  plans_[0] = make_plan(layers, choices);
   ExchangeOptions exchange = options.exchange;
   exchange.watches = watches_;
   if (options.world_size > 1) exchange_ = make_exchange(exchange, parameters_, plan_of_step(0));
+}
+
+std::shared_ptr<const Plan> Engine::make_plan(const std::vector<LayerSpec>& layers,
+                                              const std::vector<codecs::Choice>& choices,
+                                              const Masks& masks,
+                                              const std::vector<bool>& carries) const {
+  return std::make_shared<const Plan>(layers, choices, options_.world_size, masks, carries,
+                                      options_.owners);
 }
 
 std::shared_ptr<const Plan> Engine::compile(const std::vector<codecs::Choice>& choices,
@@ -51,7 +59,7 @@ std::shared_ptr<const Plan> Engine::compile(const std::vector<codecs::Choice>& c
   const std::vector<LayerSpec>& layers = warmup_plan_->layers();
   const Masks masks = masks_;
   lock.unlock();
-  return std::make_shared<const Plan>(layers, choices, options_.world_size, masks, carries);
+  return make_plan(layers, choices, masks, carries);
 }
 
 void Engine::promise_plan(uint64_t step) {
@@ -90,9 +98,8 @@ void Engine::replace_plans(const std::vector<codecs::Choice>& choices) {
 void Engine::set_masks(Masks masks, const std::vector<codecs::Choice>& choices) {
   const std::vector<LayerSpec> layers = warmup_plan_->layers();
   const std::vector<bool> carries = exchange_ ? exchange_->plan().with_residual() : std::vector<bool>{};
-  auto warmup =
-      std::make_shared<const Plan>(layers, all_dense(layers.size()), options_.world_size, masks);
-  auto plan = std::make_shared<const Plan>(layers, choices, options_.world_size, masks, carries);
+  auto warmup = make_plan(layers, all_dense(layers.size()), masks);
+  auto plan = make_plan(layers, choices, masks, carries);
   watches_->reset(numels_of(layers, masks));
   {
     const std::lock_guard lock(plans_mutex_);
@@ -229,10 +236,7 @@ void Engine::make_room(const std::vector<LayerResidual>& residuals) {
   }
   const std::lock_guard lock(plans_mutex_);
   for (auto& [first, plan] : plans_) {
-    if (plan) {
-      plan = std::make_shared<const Plan>(plan->layers(), plan->choices(), options_.world_size, masks_,
-                                          carries);
-    }
+    if (plan) plan = make_plan(plan->layers(), plan->choices(), masks_, carries);
   }
 }
 

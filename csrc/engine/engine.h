@@ -20,8 +20,9 @@ namespace lgreco::engine {
 
 struct EngineOptions {
   ExchangeOptions exchange;
-  int rank = 0;
-  int world_size = 1;
+  int rank = 0;        ///< among the ranks that exchange with one another
+  int world_size = 1;  ///< of them
+  std::vector<int32_t> owners;  ///< by layer, as Plan takes them; empty: all are dealt
   uint64_t warmup_steps = 0;  ///< committed steps with dense fp32 on every layer
 };
 
@@ -41,7 +42,7 @@ class Engine {
 
   /// `parameters` and `choices` by layer. `scale`: GradScaler's fp32 scalar, read at each step.
   /// With one rank there is no exchange: buckets are returned as they came.
-  Engine(const EngineOptions& options, std::vector<LayerSpec> layers, std::vector<at::Tensor> parameters,
+  Engine(const EngineOptions& options, const std::vector<LayerSpec>& layers, std::vector<at::Tensor> parameters,
          const std::vector<codecs::Choice>& choices, std::optional<at::Tensor> scale,
          const MakeExchange& make_exchange);
 
@@ -80,6 +81,10 @@ class Engine {
 
  private:
   void layers_of(c10d::GradBucket& bucket);
+  std::shared_ptr<const Plan> make_plan(const std::vector<LayerSpec>& layers,
+                                        const std::vector<codecs::Choice>& choices,
+                                        const Masks& masks = {},
+                                        const std::vector<bool>& carries = {}) const;
   std::shared_ptr<const Plan> compile(const std::vector<codecs::Choice>& choices,
                                       const std::vector<bool>& carries = {});
   void make_room(const std::vector<LayerResidual>& residuals);

@@ -31,14 +31,22 @@ struct ExchangeOptions {
   int64_t chunk_bytes = 256 * 1024;    ///< of one message
   int64_t window_bytes = 2048 * 1024;  ///< posted receives of one round
   std::chrono::milliseconds timeout{30 * 60 * 1000};
+  /// What share of the timeout a silent peer is waited for. A summand comes straight from it; an average
+  /// waits for others' summands: giving up on the first a little earlier lets the rank that knows who is
+  /// silent be the first to say so.
+  double scatter_patience = 0.72, gather_patience = 0.9;
   int check_replicas_every = 0;  ///< steps; 0: never
   std::shared_ptr<Watches> watches;
+  bool part_of_step = false;  ///< others know whether a step is dropped: see LaneExchange::finish_watch
+  /// What the ranks that exchange are called, where a larger group has other numbers; empty: as they are.
+  std::vector<int32_t> rank_names;
 };
 
 /// Counters of the last step, and what is held.
 struct ExchangeStats {
   int64_t steps = 0;         ///< committed
-  int64_t wire_bytes = 0;    ///< sent by this rank
+  int64_t wire_bytes = 0;    ///< sent by this rank; of a hierarchical exchange: between nodes
+  int64_t node_bytes = 0;    ///< sent to ranks of the same node by a hierarchical exchange
   int64_t buffer_bytes = 0;  ///< wire buffers, inboxes and factors held
   double codec_ms = 0.0;     ///< what the codec lane worked
   double exposed_ms = 0.0;   ///< from the last bucket's start to its end: what backward cannot hide

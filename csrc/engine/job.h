@@ -67,6 +67,8 @@ struct Job {
   std::vector<uint8_t> sent;  ///< by chunk: the scatter message; by slot after them: the gather's
   int32_t decodes_left[kStages] = {0, 0};  ///< active chunks by stage
   int32_t finishes_left = 0;               ///< factored layers
+  int32_t reduces_left = 0;                ///< own chunks; counted where there is a relay
+  const float* relayed = nullptr;          ///< what a relay has made of this rank's averages
   bool nonfinite = false;
 
   // Guarded by the exchange's mutex.

@@ -12,14 +12,6 @@
 #include "engine/tensor_dtype.h"
 
 namespace lgreco::engine {
-namespace {
-
-// Scatter answers come straight from a peer; gather answers wait for others' scatter. Giving up on
-// the first a little earlier lets the rank that knows who is silent be the first to say so.
-constexpr double kScatterShare = 0.8;
-
-}  // namespace
-
 LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
                            const ExchangeOptions& options, std::vector<at::Tensor> parameters,
                            std::shared_ptr<const Plan> plan)
@@ -33,23 +25,27 @@ LaneExchange::LaneExchange(std::unique_ptr<transports::Transport> transport,
   adopt(std::move(plan), std::move(residuals));
   codec_lane_ = std::make_unique<CodecLane>([this](const Task& task) { work(task); });
   for (Lanes& lanes : receive_lanes_) lanes = make_lanes();
-  const auto limit = options.timeout * 9 / 10;
-  const auto period =
-      std::clamp(limit / 50, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
-  watchdog_ = std::make_unique<Watchdog>(period, [this, limit] {
+  const auto share_of_timeout = [&](double share) {
+    return std::chrono::milliseconds(static_cast<int64_t>(share * options.timeout.count()));
+  };
+  const auto period = std::clamp(share_of_timeout(0.018), std::chrono::milliseconds(20),
+                                 std::chrono::milliseconds(1000));
+  const auto scatter = share_of_timeout(options.scatter_patience);
+  const auto gather = share_of_timeout(options.gather_patience);
+  watchdog_ = std::make_unique<Watchdog>(period, [this, scatter, gather] {
     for (const Lanes& lanes : receive_lanes_) {
-      lanes.scatter->check_deadline(
-          std::chrono::milliseconds(static_cast<int64_t>(limit.count() * kScatterShare)));
-      lanes.gather->check_deadline(limit);
+      lanes.scatter->check_deadline(scatter);
+      lanes.gather->check_deadline(gather);
     }
   });
 }
 
 LaneExchange::Lanes LaneExchange::make_lanes() {
   const auto lost = [this](const Expected& expected, const std::string& error) {
-    fail(concat("step ", attempted_steps_, ", bucket ", expected.job->bucket, ": rank ", expected.peer,
+    const int32_t name = name_of(expected.peer);
+    fail(concat("step ", attempted_steps_, ", bucket ", expected.job->bucket, ": rank ", name,
                 " is lost: ", error),
-         expected.peer);
+         name);
   };
   const auto summand = [this](const Expected& expected) { arrived(*expected.job, expected.chunk); };
   const auto average = [this](const Expected& expected) {
@@ -57,6 +53,15 @@ LaneExchange::Lanes LaneExchange::make_lanes() {
   };
   return {std::make_unique<ReceiveLane>(options_.window_bytes, summand, lost),
           std::make_unique<ReceiveLane>(options_.window_bytes, average, lost)};
+}
+
+void LaneExchange::wait() {
+  const std::lock_guard call(calls_);
+  drain();
+}
+
+void LaneExchange::finish_watch(bool dropped) {
+  if (snapshot_) options_.watches->finish(snapshot_, dropped);
 }
 
 void LaneExchange::settle() {
@@ -85,6 +90,7 @@ void LaneExchange::begin_step(std::shared_ptr<const Plan> plan, std::optional<at
   {
     const std::lock_guard lock(mutex_);
     next_to_complete_ = 0;
+    begun_ = 0;
     for (const auto& job : jobs_) job->done = false;
   }
   scale_ = scale ? *scale->const_data_ptr<float>() : 1.0F;
@@ -165,12 +171,14 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
   job.finishes_left = job.factors.count();
   job.nonfinite = false;
   std::fill(job.sent.begin(), job.sent.end(), 0);
-  for (int i = 0; i < job.layout.chunk_count_of(rank_); ++i) job.arrivals[i] = 0;
+  job.reduces_left = job.layout.chunk_count_of(rank_);
+  for (int i = 0; i < job.reduces_left; ++i) job.arrivals[i] = 0;
   const FuturePtr future = job.future;
   {
     const std::lock_guard lock(mutex_);
     ensure(!failed_, failure_);  // or nobody would ever complete this future
     job.active = true;
+    begun_ = static_cast<size_t>(call.index) + 1;
     if (active_jobs_++ == 0) busy_since_ = std::chrono::steady_clock::now();
   }
   if (call.last) {
@@ -178,6 +186,7 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     last_bucket_began_ = std::chrono::steady_clock::now();
   }
   if (snapshot_) codec_lane_->post({Task::Kind::kWatch, &job, 0});
+  if (relay_.averaged && job.reduces_left == 0) codec_lane_->post({Task::Kind::kRelay, &job});
   if (job.decodes_left[0] == 0) {  // nothing but zero-element layers
     codec_lane_->post({Task::Kind::kDecode, &job, -1});
     return future;
@@ -263,7 +272,8 @@ void LaneExchange::complete_in_order() {
       buffer = job.buffer;
     }
     if (snapshot_ && !dropped_) watch(*completed, /*delivered=*/true);
-    if (last && snapshot_) options_.watches->finish(snapshot_, dropped_);
+    if (last && !options_.part_of_step) finish_watch(dropped_);
+    if (last && relay_.ended) relay_.ended(dropped_);
     if (last) exposed_ns_ = nanoseconds_since(last_bucket_began_);
     if (dropped_) buffer.fill_(std::numeric_limits<double>::infinity());
     {

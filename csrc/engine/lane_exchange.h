@@ -26,6 +26,7 @@
 #include "engine/exchange.h"
 #include "engine/job.h"
 #include "engine/lanes.h"
+#include "engine/relay.h"
 
 namespace lgreco::engine {
 
@@ -48,6 +49,26 @@ class LaneExchange final : public Exchange {
   void set_committed_steps(uint64_t steps) override { committed_steps_ = steps; }
   Residuals& residuals() override { return *residuals_; }
   ExchangeStats stats() const override;
+
+  // For a hierarchical exchange, which is made of two of these.
+
+  /// Averages go out when the relay has released them. Before the first step.
+  void set_relay(Relay relay) { relay_ = std::move(relay); }
+  /// Waits until all buckets that were started are complete.
+  void wait();
+  /// Whether the last step will be dropped; once all its buckets are complete.
+  bool dropped() const { return dropped_; }
+  /// The averages that this rank owns of a bucket, one after the other in bucket order; out: [numel of
+  /// them], fp32. For Relay::averaged.
+  void take_averages(Job& job, float* out);
+  /// Sends out `averages`, laid out the same way, in their place. They must stay until the step's end.
+  void release(Job& job, const float* averages);
+  /// Ends it because of something that went wrong elsewhere; `culprit`: that rank's name.
+  void give_up(const std::string& message, int culprit) { fail(message, culprit); }
+  /// Why it ended and whose fault it seems to be: that rank's name.
+  std::pair<std::string, int> failure();
+  /// The snapshot of the step that ends is complete. For those whose options say that others decide.
+  void finish_watch(bool dropped);
 
  private:
   enum Round : uint8_t { kScatter = 0, kGather = 1 };
@@ -78,6 +99,8 @@ class LaneExchange final : public Exchange {
   const uint8_t* gathered(const Job& job, const Piece& piece);
   kernels::MaskSpan span_of(const Piece& piece) const;
   void arrived(Job& job, int32_t chunk);
+  void send_averages(Job& job, int32_t chunk);
+  void release_averages(Job& job);
   void reduce(Job& job, int32_t chunk);
   void decode(Job& job, int32_t chunk);
   bool decode_piece(Job& job, const Piece& piece, const uint8_t* wire, bool nonzero);
@@ -97,6 +120,10 @@ class LaneExchange final : public Exchange {
   void check_replicas(Job& job, int32_t chunk);
   void send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk, Round round);
   int32_t tag_of(const Job& job, int32_t chunk, Round round) const;
+  /// What a rank of this exchange is called.
+  int32_t name_of(int rank) const {
+    return options_.rank_names.empty() ? rank : options_.rank_names[rank];
+  }
   Noise noise_of(const Tile& tile, Round round) const;
   FactorStep factor_step() const;
 
@@ -110,6 +137,7 @@ class LaneExchange final : public Exchange {
   const int rank_, world_size_;
   const std::vector<at::Tensor> parameters_;
 
+  Relay relay_;  ///< empty: averages go out at once
   std::shared_ptr<const Plan> plan_;
   std::unique_ptr<Residuals> residuals_;
   std::vector<std::unique_ptr<Job>> jobs_;  ///< by bucket
@@ -129,6 +157,7 @@ class LaneExchange final : public Exchange {
   uint64_t committed_steps_ = 0;
   uint64_t attempted_steps_ = 0;
   bool complete_ = false;             ///< the last bucket was started
+  std::atomic<size_t> begun_{0};      ///< buckets of the step under way
   std::atomic<bool> dropped_{false};  ///< nonfinite, or discarded by the user
   float scale_ = 1.0F;
   uint64_t replicas_hash_ = 0;
@@ -147,7 +176,7 @@ class LaneExchange final : public Exchange {
   int64_t step_busy_ns_ = 0;                          ///< of the step under way
   bool failed_ = false;
   bool closed_ = false;
-  std::string failure_;
+  std::string failure_, why_;  ///< for users; what happened, without the rank that says so
   int culprit_ = -1;
 
   // Last, so that they stop before what they use goes away.

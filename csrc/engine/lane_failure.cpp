@@ -22,20 +22,34 @@ void LaneExchange::fail(const std::string& message, int culprit) {
     if (failed_ || closed_) return;
     failed_ = true;
     culprit_ = culprit;
-    failure_ = concat("compressed exchange failed on rank ", rank_, " at ", message,
+    why_ = message;
+    failure_ = concat("compressed exchange failed on rank ", name_of(rank_), " at ", message,
                       ". Every rank stops; restart from the last checkpoint.");
     for (const auto& job : jobs_) job->abort_sends();
   }
+  if (relay_.failed) relay_.failed(message, culprit);
   for_each_lane([](ReceiveLane& lane) { lane.abort(); });
   codec_lane_->post({Task::Kind::kFail});
+}
+
+std::pair<std::string, int> LaneExchange::failure() {
+  const std::lock_guard lock(mutex_);
+  return {why_, culprit_};
 }
 
 void LaneExchange::send_failure() {
   std::vector<Job*> active;
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& job : jobs_) {
-      if (job->active) active.push_back(job.get());
+    for (size_t index = 0; index < jobs_.size(); ++index) {
+      Job& job = *jobs_[index];
+      if (job.active) {
+        active.push_back(&job);
+      } else if (index >= begun_) {  // peers may be there already, and wait for this rank alone
+        job.committed_steps = committed_steps_;
+        std::fill(job.sent.begin(), job.sent.end(), 0);
+        active.push_back(&job);
+      }
     }
   }
   for (Job* job : active) {

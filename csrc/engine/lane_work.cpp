@@ -13,22 +13,15 @@ namespace {
 
 constexpr std::chrono::milliseconds kUntilWoken = std::chrono::hours(24 * 365);
 
-bool bit(const uint32_t* bits, int64_t i) { return (bits[i / 32] >> (i % 32) & 1U) != 0; }
-
-void set_bit(uint32_t* bits, int64_t i, bool value) {
-  const uint32_t mask = 1U << (i % 32);
-  bits[i / 32] = value ? bits[i / 32] | mask : bits[i / 32] & ~mask;
-}
-
 // A network's own words do not say with which rank something went wrong.
-template <typename Call>
-void naming_peer(const Job& job, const Call& call) {
+template <typename Name, typename Call>
+void naming_peer(const Name& name_of, const Job& job, const Call& call) {
   try {
     call();
   } catch (const transports::PeerError& error) {
-    throw transports::PeerError(
-        concat("bucket ", job.bucket, ": rank ", error.peer(), " is lost: ", error.what()),
-        error.peer());
+    const int32_t name = name_of(error.peer());
+    throw transports::PeerError(concat("bucket ", job.bucket, ": rank ", name, " is lost: ", error.what()),
+                                name);
   }
 }
 
@@ -50,6 +43,8 @@ void LaneExchange::work(const Task& task) {
         break;
       case Task::Kind::kEncode: encode(*task.job, task.index, task.last_of_index); break;
       case Task::Kind::kReduce: reduce(*task.job, task.index); break;
+      case Task::Kind::kRelay: relay_.averaged(*task.job); break;
+      case Task::Kind::kRelease: release_averages(*task.job); break;
       case Task::Kind::kDecode: decode(*task.job, task.index); break;
       case Task::Kind::kAdvance: task.job->factors.advance(task.index); break;
       case Task::Kind::kFinish: finish(*task.job, task.index); break;
@@ -58,7 +53,8 @@ void LaneExchange::work(const Task& task) {
     codec_ns_ += nanoseconds_since(began);
   } catch (const std::exception& error) {
     const auto* lost = dynamic_cast<const transports::PeerError*>(&error);
-    fail(concat("step ", attempted_steps_, ": ", error.what()), lost != nullptr ? lost->peer() : rank_);
+    fail(concat("step ", attempted_steps_, ": ", error.what()),
+         lost != nullptr ? lost->peer() : name_of(rank_));
   }
 }
 
@@ -98,17 +94,18 @@ void LaneExchange::check_header(const Job& job, int32_t chunk, Round round, int 
                                 const uint8_t* payload) {
   ChunkHeader header;
   std::memcpy(&header, payload, sizeof(header));
+  const int32_t name = name_of(peer);
   if (header.failed != 0) {
     const std::string who =
-        header.culprit == peer ? concat("rank ", peer, " failed")
-                               : concat("rank ", header.culprit, " failed or is lost, says rank ", peer);
+        header.culprit == name ? concat("rank ", name, " failed")
+                               : concat("rank ", header.culprit, " failed or is lost, says rank ", name);
     throw transports::PeerError(concat("bucket ", job.bucket, ": ", who), header.culprit);
   }
-  ensure(header.plan == plan_->fingerprint(), "rank ", peer,
+  ensure(header.plan == plan_->fingerprint(), "rank ", name,
          " follows another plan than this rank; configurations must be the same on all ranks");
   ensure(header.step == static_cast<uint32_t>(attempted_steps_) && header.bucket == job.bucket &&
              header.round == round && header.chunk == static_cast<uint32_t>(chunk),
-         "rank ", peer, " is at step ", header.step, ", bucket ", header.bucket, ", this rank at step ",
+         "rank ", name, " is at step ", header.step, ", bucket ", header.bucket, ", this rank at step ",
          attempted_steps_, ", bucket ", job.bucket);
 }
 
@@ -130,15 +127,17 @@ void LaneExchange::check_replicas(Job& job, int32_t id) {
   }
   for (int peer = 0; peer < world_size_; ++peer) {
     if (hash_from(peer) == hash_from(right)) continue;
-    throw transports::PeerError(concat("rank ", peer, " holds other parameters than rank ", right,
-                                       " (check_replicas_every): replicas have diverged"),
-                                peer);
+    throw transports::PeerError(
+        concat("rank ", name_of(peer), " holds other parameters than rank ", name_of(right),
+               " (check_replicas_every): replicas have diverged"),
+        name_of(peer));
   }
 }
 
 void LaneExchange::send(transports::Message& message, uint8_t& sent, const Job& job, int32_t chunk,
                         Round round) {
-  naming_peer(job, [&] { message.send(tag_of(job, chunk, round)); });
+  naming_peer([this](int peer) { return name_of(peer); }, job,
+              [&] { message.send(tag_of(job, chunk, round)); });
   sent = 1;
   sent_bytes_ += job.layout.chunks()[chunk].bytes;
 }
@@ -147,7 +146,7 @@ void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
   const Chunk& chunk = job.layout.chunks()[id];
   const bool own = chunk.owner == rank_;
   // The last step's sends from this memory are over, or nearly.
-  naming_peer(job, [&] {
+  naming_peer([this](int peer) { return name_of(peer); }, job, [&] {
     if (!own) return job.scatter_out[id]->wait(kUntilWoken);
     for (int peer = 0; peer < world_size_; ++peer) {
       if (peer != rank_) job.gather_out(peer, id).wait(kUntilWoken);
@@ -227,6 +226,11 @@ void LaneExchange::reduce(Job& job, int32_t id) {
       residuals_->keep_owner(tile);
     }
   }
+  if (!relay_.averaged) return send_averages(job, id);
+  if (--job.reduces_left == 0) relay_.averaged(job);
+}
+
+void LaneExchange::send_averages(Job& job, int32_t id) {
   write_header(job, id, kGather);
   for (int turn = 1; turn < world_size_; ++turn) {
     const int peer = (rank_ + turn) % world_size_;

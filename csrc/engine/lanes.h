@@ -56,6 +56,8 @@ struct Task {
     kProject,
     kEncode,
     kReduce,
+    kRelay,
+    kRelease,
     kDecode,
     kAdvance,
     kFinish,

@@ -114,5 +114,10 @@ inline const uint32_t* bits_of(const uint8_t* chunk) {
   return reinterpret_cast<const uint32_t*>(chunk + sizeof(ChunkHeader));
 }
 constexpr int64_t bit_words(int64_t pieces) { return (pieces + 31) / 32; }
+inline bool bit(const uint32_t* bits, int64_t i) { return (bits[i / 32] >> (i % 32) & 1U) != 0; }
+inline void set_bit(uint32_t* bits, int64_t i, bool value) {
+  const uint32_t mask = 1U << (i % 32);
+  bits[i / 32] = value ? bits[i / 32] | mask : bits[i / 32] & ~mask;
+}
 
 }  // namespace lgreco::engine

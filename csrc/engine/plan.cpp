@@ -25,10 +25,11 @@ void mix(uint64_t& hash, const std::string& text) {
 }  // namespace
 
 Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
-           Masks masks, const std::vector<bool>& carries)
+           Masks masks, const std::vector<bool>& carries, std::vector<int32_t> owners)
     : layers_(std::move(layers)),
       choices_(choices),
       masks_(std::move(masks)),
+      owners_(std::move(owners)),
       world_size_(world_size),
       owner_load_bytes_(world_size, 0),
       owner_residual_numel_(world_size, 0) {
@@ -38,6 +39,8 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
           "world size must be 1..4096, got ", world_size);
   require(masks_.empty() || masks_.size() == layers_.size(),
           "a plan needs one mask per layer: ", layers_.size(), " layers, ", masks_.size(), " masks");
+  require(owners_.empty() || owners_.size() == layers_.size(),
+          "a plan needs one owner per layer: ", layers_.size(), " layers, ", owners_.size(), " owners");
   fingerprint_ = 0xCBF29CE484222325ULL;
   mix(fingerprint_, static_cast<uint64_t>(world_size));
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -46,7 +49,9 @@ Plan::Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& cho
     has_masks_ |= mask != nullptr;
     require(mask == nullptr || mask->numel() == layers_[i].numel, "layer '", layers_[i].name, "' has ",
             layers_[i].numel, " elements, its mask ", mask == nullptr ? 0 : mask->numel());
-    if (mask != nullptr && mask->kept() == 0) {
+    if (owner_of(static_cast<int32_t>(i)) == kElsewhere) {
+      compile_elsewhere(static_cast<int32_t>(i));
+    } else if (mask != nullptr && mask->kept() == 0) {
       compile_layer(static_cast<int32_t>(i), {"dense", {{"dtype", "fp32"}}}, false);
     } else if (choices[i].codec == "lowrank") {
       compile_lowrank(static_cast<int32_t>(i), choices[i]);
@@ -79,6 +84,12 @@ void Plan::compile_layer(int32_t layer, const codecs::Choice& choice, bool carri
     residual_numel_ += round_up(numel, 16);
   }
   deal_tiles(layer, 0);
+}
+
+// Nothing of it travels here, but every rank has to know the same layers under the same ids.
+void Plan::compile_elsewhere(int32_t layer) {
+  planned_[layer].mask = nullptr;
+  planned_[layer].parts.push_back({.codec = codec_for({"dense", {{"dtype", "fp32"}}})});
 }
 
 // P first: its average is what Q is computed from. Where the two alternate, each stands alone, computed
@@ -116,7 +127,9 @@ void Plan::deal_tiles(int32_t layer, uint8_t index) {
   const int64_t block = part.codec->block_numel();
   const int64_t blocks = (part.numel + block - 1) / block;
   const int64_t bytes = part.codec->wire_bytes(part.numel);
-  if (bytes < kWholeLayerBytes || blocks < world_size_) {
+  if (owner_of(layer) >= 0) {
+    add_tiles(layer, index, owner_of(layer), 0, part.numel);
+  } else if (bytes < kWholeLayerBytes || blocks < world_size_) {
     const auto least = std::min_element(owner_load_bytes_.begin(), owner_load_bytes_.end());
     *least += bytes;
     add_tiles(layer, index, static_cast<int>(least - owner_load_bytes_.begin()), 0, part.numel);

@@ -47,6 +47,10 @@ inline constexpr int64_t kTileAlignment = 16;
 inline constexpr int64_t kMostTileNumel = 64 * 1024;
 inline constexpr int kStages = 2;
 
+/// Who owns a layer: its blocks are dealt to all ranks; or, of a hierarchical exchange, others than the
+/// ranks of this one exchange it. A rank (0 or more) takes it whole.
+inline constexpr int32_t kDealt = -1, kElsewhere = -2;
+
 /// A vector of a layer that is averaged: the gradient itself (of a masked layer its run), or a factor of
 /// it. A stage's parts of all layers travel together; the second stage's are computed from the first
 /// one's averages.
@@ -77,9 +81,9 @@ class Plan {
  public:
   /// Compiles `choices` (one a layer). Throws ValueError where a choice is not allowed. `carries`:
   /// layers that a residual is brought to, from an earlier plan or a checkpoint; it finds a place here
-  /// also where nothing is left out any more. Empty: none.
+  /// also where nothing is left out any more. Empty: none. `owners`: by layer; empty: all are dealt.
   Plan(std::vector<LayerSpec> layers, const std::vector<codecs::Choice>& choices, int world_size,
-       Masks masks = {}, const std::vector<bool>& carries = {});
+       Masks masks = {}, const std::vector<bool>& carries = {}, std::vector<int32_t> owners = {});
 
   const std::vector<LayerSpec>& layers() const { return layers_; }
   const std::vector<codecs::Choice>& choices() const { return choices_; }
@@ -88,6 +92,7 @@ class Plan {
   const Part& part_of(const Tile& tile) const { return planned_[tile.layer].parts[tile.part]; }
   const codecs::Codec& codec_of(const Tile& tile) const { return *part_of(tile).codec; }
   int world_size() const { return world_size_; }
+  int32_t owner_of(int32_t layer) const { return owners_.empty() ? kDealt : owners_[layer]; }
   /// Which layers have a residual.
   std::vector<bool> with_residual() const;
   bool has_masks() const { return has_masks_; }
@@ -107,12 +112,14 @@ class Plan {
   const codecs::Codec* codec_for(const codecs::Choice& choice);
   void compile_layer(int32_t layer, const codecs::Choice& choice, bool carries_residual);
   void compile_lowrank(int32_t layer, const codecs::Choice& choice);
+  void compile_elsewhere(int32_t layer);
   void deal_tiles(int32_t layer, uint8_t part);
   void add_tiles(int32_t layer, uint8_t part, int owner, int64_t begin, int64_t end);
 
   std::vector<LayerSpec> layers_;
   std::vector<codecs::Choice> choices_;
   Masks masks_;
+  std::vector<int32_t> owners_;
   int world_size_;
   bool has_masks_ = false;
   std::map<codecs::Choice, std::unique_ptr<codecs::Codec>> codecs_;

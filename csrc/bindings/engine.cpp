@@ -120,9 +120,9 @@ std::shared_ptr<Engine> make_engine(
                                           std::move(tensors), std::move(plan));
     }
     if (nodes) {
-      return std::make_unique<engine::HierarchicalExchange>(
-          over_gloo(*nodes->group, faults), over_gloo(exchanging, faults), nodes->hierarchy, exchange,
-          tensors, plan);
+      return std::make_unique<engine::HierarchicalExchange>(over_gloo(*nodes->group, faults),
+                                                            over_gloo(exchanging, faults),
+                                                            nodes->hierarchy, exchange, tensors, plan);
     }
     if (settings.transport == "c10d") {
       return std::make_unique<engine::LaneExchange>(over_gloo(exchanging, faults), exchange,
@@ -134,8 +134,7 @@ std::shared_ptr<Engine> make_engine(
                                                   std::move(plan));
   };
   const py::gil_scoped_release release;
-  return {new Engine(options, layers, parameters, native, std::move(scale), make_exchange),
-          destroy};
+  return {new Engine(options, layers, parameters, native, std::move(scale), make_exchange), destroy};
 }
 
 /// By watched layer: (offset, owner's residual from there on), or none.

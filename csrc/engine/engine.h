@@ -20,10 +20,10 @@ namespace lgreco::engine {
 
 struct EngineOptions {
   ExchangeOptions exchange;
-  int rank = 0;        ///< among the ranks that exchange with one another
-  int world_size = 1;  ///< of them
+  int rank = 0;                 ///< among the ranks that exchange with one another
+  int world_size = 1;           ///< of them
   std::vector<int32_t> owners;  ///< by layer, as Plan takes them; empty: all are dealt
-  uint64_t warmup_steps = 0;  ///< committed steps with dense fp32 on every layer
+  uint64_t warmup_steps = 0;    ///< committed steps with dense fp32 on every layer
 };
 
 /// One layer's part of a rank's state. Tensors are copies, fp32 or bf16, flat, on the CPU.
@@ -42,9 +42,9 @@ class Engine {
 
   /// `parameters` and `choices` by layer. `scale`: GradScaler's fp32 scalar, read at each step.
   /// With one rank there is no exchange: buckets are returned as they came.
-  Engine(const EngineOptions& options, const std::vector<LayerSpec>& layers, std::vector<at::Tensor> parameters,
-         const std::vector<codecs::Choice>& choices, std::optional<at::Tensor> scale,
-         const MakeExchange& make_exchange);
+  Engine(const EngineOptions& options, const std::vector<LayerSpec>& layers,
+         std::vector<at::Tensor> parameters, const std::vector<codecs::Choice>& choices,
+         std::optional<at::Tensor> scale, const MakeExchange& make_exchange);
 
   /// Starts averaging a bucket in place and returns at once.
   FuturePtr run(c10d::GradBucket& bucket);

@@ -38,7 +38,8 @@ struct ExchangeOptions {
   int check_replicas_every = 0;  ///< steps; 0: never
   std::shared_ptr<Watches> watches;
   bool part_of_step = false;  ///< others know whether a step is dropped: see LaneExchange::finish_watch
-  /// What the ranks that exchange are called, where a larger group has other numbers; empty: as they are.
+  /// What the ranks that exchange are called, where a larger group has other numbers; empty: as they
+  /// are.
   std::vector<int32_t> rank_names;
 };
 

@@ -8,7 +8,8 @@
 namespace lgreco::engine {
 namespace {
 
-// Each of the four rounds waits for the one before it: node scatter, rail scatter and gather, node gather.
+// Each of the four rounds waits for the one before it: node scatter, rail scatter and gather, node
+// gather.
 constexpr double kPatience[] = {0.6, 0.7, 0.8, 0.9};
 
 ExchangeOptions options_with(ExchangeOptions options, const std::vector<int32_t>& rank_names) {
@@ -51,10 +52,10 @@ HierarchicalExchange::HierarchicalExchange(std::unique_ptr<transports::Transport
                                          plan);
   node_ = std::make_unique<LaneExchange>(std::move(node), node_options(options, hierarchy), parameters,
                                          node_plan_);
-  node_->set_relay({.averaged = [this](Job& job) { averaged(job); },
-                    .ended = [this](bool dropped) { rail_->finish_watch(dropped); },
-                    .failed = [this](const std::string& why,
-                                     int culprit) { rail_->give_up(why, culprit); }});
+  node_->set_relay(
+      {.averaged = [this](Job& job) { averaged(job); },
+       .ended = [this](bool dropped) { rail_->finish_watch(dropped); },
+       .failed = [this](const std::string& why, int culprit) { rail_->give_up(why, culprit); }});
 }
 
 // Only the node has seen what other carriers dropped the step for.

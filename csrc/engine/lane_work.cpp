@@ -20,8 +20,8 @@ void naming_peer(const Name& name_of, const Job& job, const Call& call) {
     call();
   } catch (const transports::PeerError& error) {
     const int32_t name = name_of(error.peer());
-    throw transports::PeerError(concat("bucket ", job.bucket, ": rank ", name, " is lost: ", error.what()),
-                                name);
+    throw transports::PeerError(
+        concat("bucket ", job.bucket, ": rank ", name, " is lost: ", error.what()), name);
   }
 }
 
@@ -146,12 +146,13 @@ void LaneExchange::encode(Job& job, int32_t id, bool last_of_index) {
   const Chunk& chunk = job.layout.chunks()[id];
   const bool own = chunk.owner == rank_;
   // The last step's sends from this memory are over, or nearly.
-  naming_peer([this](int peer) { return name_of(peer); }, job, [&] {
-    if (!own) return job.scatter_out[id]->wait(kUntilWoken);
-    for (int peer = 0; peer < world_size_; ++peer) {
-      if (peer != rank_) job.gather_out(peer, id).wait(kUntilWoken);
-    }
-  });
+  naming_peer([this](int peer) { return name_of(peer); }, job,
+              [&] {
+                if (!own) return job.scatter_out[id]->wait(kUntilWoken);
+                for (int peer = 0; peer < world_size_; ++peer) {
+                  if (peer != rank_) job.gather_out(peer, id).wait(kUntilWoken);
+                }
+              });
   uint8_t* wire = job.wire_of(chunk);
   write_header(job, id, kScatter);
   for (int32_t i = 0; i < chunk.piece_count; ++i) {

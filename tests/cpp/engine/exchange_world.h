@@ -53,6 +53,68 @@ inline Gradient gradient_of(int rank, int step, int32_t layer) {
   return gradient;
 }
 
+using Change = std::function<void(int32_t, Gradient&)>;
+
+inline at::Tensor bucket_of(int rank, int number, const std::vector<int32_t>& layers,
+                            const Change& change) {
+  Gradient all;
+  for (const int32_t layer : layers) {
+    Gradient gradient = gradient_of(rank, number, layer);
+    if (change) change(layer, gradient);
+    all.insert(all.end(), gradient.begin(), gradient.end());
+  }
+  at::Tensor buffer = at::empty({static_cast<int64_t>(all.size())}, at::kFloat);
+  std::copy(all.begin(), all.end(), buffer.mutable_data_ptr<float>());
+  return buffer;
+}
+
+inline std::vector<Gradient> layers_of(const std::vector<at::Tensor>& buffers, const Buckets& buckets) {
+  std::vector<Gradient> layers(kNumels.size());
+  for (size_t i = 0; i < buckets.size(); ++i) {
+    const auto* next = buffers[i].const_data_ptr<float>();
+    for (const int32_t layer : buckets[i]) {
+      layers[layer].assign(next, next + kNumels[layer]);
+      next += kNumels[layer];
+    }
+  }
+  return layers;
+}
+
+/// One rank's step: starts every bucket, then waits for them all; the averages by layer.
+inline std::vector<Gradient> step_of(Exchange& exchange, const std::shared_ptr<const Plan>& plan,
+                                     int rank, int number, const Buckets& buckets,
+                                     const Change& change = {}) {
+  std::vector<at::Tensor> buffers;
+  std::vector<FuturePtr> futures;
+  exchange.begin_step(plan, {});
+  for (size_t i = 0; i < buckets.size(); ++i) {
+    buffers.push_back(bucket_of(rank, number, buckets[i], change));
+    futures.push_back(exchange.run({.index = static_cast<int32_t>(i),
+                                    .last = i + 1 == buckets.size(),
+                                    .buffer = buffers.back(),
+                                    .layers = buckets[i]}));
+  }
+  for (const FuturePtr& future : futures) future->waitAndThrow();
+  return layers_of(buffers, buckets);
+}
+
+/// Runs `body(rank)` on a thread for each rank; what the ranks threw, by rank, "" where nothing.
+inline std::vector<std::string> on_each_rank(int size, const std::function<void(int)>& body) {
+  std::vector<std::string> errors(size);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        body(rank);
+      } catch (const std::exception& error) {
+        errors[rank] = error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return errors;
+}
+
 struct WorldOptions {
   bool disorder = true;
   int64_t chunk_bytes = 2048;
@@ -73,71 +135,18 @@ class World {
     }
   }
 
-  /// Runs `body(rank)` on a thread for each rank; what the ranks threw, by rank, "" where nothing.
   std::vector<std::string> on_each_rank(const std::function<void(int)>& body) {
-    std::vector<std::string> errors(size);
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < size; ++rank) {
-      threads.emplace_back([&, rank] {
-        try {
-          body(rank);
-        } catch (const std::exception& error) {
-          errors[rank] = error.what();
-        }
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
-    return errors;
+    return testing::on_each_rank(size, body);
   }
 
-  /// One rank's step: starts every bucket, then waits for them all; the averages by layer.
-  std::vector<Gradient> step(int rank, int number, const Buckets& buckets,
-                             const std::function<void(int32_t, Gradient&)>& change = {}) {
-    std::vector<at::Tensor> buffers;
-    std::vector<FuturePtr> futures;
-    ranks[rank]->begin_step(plan, {});
-    for (size_t i = 0; i < buckets.size(); ++i) {
-      buffers.push_back(bucket_of(rank, number, buckets[i], change));
-      futures.push_back(ranks[rank]->run({.index = static_cast<int32_t>(i),
-                                          .last = i + 1 == buckets.size(),
-                                          .buffer = buffers.back(),
-                                          .layers = buckets[i]}));
-    }
-    for (const FuturePtr& future : futures) future->waitAndThrow();
-    return layers_of(buffers, buckets);
+  std::vector<Gradient> step(int rank, int number, const Buckets& buckets, const Change& change = {}) {
+    return step_of(*ranks[rank], plan, rank, number, buckets, change);
   }
 
   const int size;
   Network network;  // outlives the exchanges
   std::shared_ptr<const Plan> plan;
   std::vector<std::unique_ptr<LaneExchange>> ranks;
-
- private:
-  static at::Tensor bucket_of(int rank, int number, const std::vector<int32_t>& layers,
-                              const std::function<void(int32_t, Gradient&)>& change) {
-    Gradient all;
-    for (const int32_t layer : layers) {
-      Gradient gradient = gradient_of(rank, number, layer);
-      if (change) change(layer, gradient);
-      all.insert(all.end(), gradient.begin(), gradient.end());
-    }
-    at::Tensor buffer = at::empty({static_cast<int64_t>(all.size())}, at::kFloat);
-    std::copy(all.begin(), all.end(), buffer.mutable_data_ptr<float>());
-    return buffer;
-  }
-
-  static std::vector<Gradient> layers_of(const std::vector<at::Tensor>& buffers,
-                                         const Buckets& buckets) {
-    std::vector<Gradient> layers(kNumels.size());
-    for (size_t i = 0; i < buckets.size(); ++i) {
-      const auto* next = buffers[i].const_data_ptr<float>();
-      for (const int32_t layer : buckets[i]) {
-        layers[layer].assign(next, next + kNumels[layer]);
-        next += kNumels[layer];
-      }
-    }
-    return layers;
-  }
 };
 
 }  // namespace lgreco::engine::testing

@@ -48,9 +48,18 @@ def test_every_key_is_read_from_yaml(tmp_path: Path) -> None:
         "layers": {"*.embedding.weight": "dense(dtype=bf16)", "*.bias": "dense(dtype=fp32)"},
         "auto": True,
         "transport": "mpi",
+        "ranks_per_node": 1,
         "solver": None,
     }
     assert config.layers == (("*.embedding.weight", parse("dense(dtype=bf16)")), ("*.bias", parse("dense")))
+
+
+def test_nodes_are_a_number_or_the_launchers(tmp_path: Path) -> None:
+    for text, value in (("4", 4), ("launcher", "launcher")):
+        config = Config.load(write(tmp_path / "config.yaml", f"ranks_per_node: {text}\n"))
+        assert config.ranks_per_node == value
+        assert Config.load(config.to_dict()) == config
+        assert config.difference(Config()) == ["ranks_per_node"]
 
 
 def test_a_path_may_be_text_and_a_config_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -73,6 +82,7 @@ def test_defaults() -> None:
         "layers": {},
         "auto": False,
         "transport": "c10d",
+        "ranks_per_node": 1,
         "solver": None,
     }
     assert Config().difference(Config.load(None)) == ["warmup_steps"]

@@ -111,6 +111,7 @@ void HierarchicalExchange::start(Relayed& bucket) {
   if (!bucket.averages.defined() || bucket.averages.numel() != numel) {
     bucket.averages = at::empty({numel}, at::kFloat);
   }
+  if (const auto [why, culprit] = rail_->failure(); culprit >= 0) return node_->give_up(why, culprit);
   node_->take_averages(job, bucket.averages.mutable_data_ptr<float>());
   const FuturePtr future = rail_->run(
       {.index = job.bucket, .last = job.last, .buffer = bucket.averages, .layers = bucket.layers});

@@ -39,13 +39,16 @@ std::pair<std::string, int> LaneExchange::failure() {
 
 void LaneExchange::send_failure() {
   std::vector<Job*> active;
+  // Jobs that have not begun may be rebuilt at this moment; without the lock, nothing is said of them.
+  std::unique_lock call(calls_, std::try_to_lock);
   {
     const std::lock_guard lock(mutex_);
     for (size_t index = 0; index < jobs_.size(); ++index) {
       Job& job = *jobs_[index];
       if (job.active) {
         active.push_back(&job);
-      } else if (index >= begun_) {  // peers may be there already, and wait for this rank alone
+      } else if (call.owns_lock() &&
+                 index >= begun_) {  // peers may be there already, and wait for this rank alone
         job.committed_steps = committed_steps_;
         std::fill(job.sent.begin(), job.sent.end(), 0);
         active.push_back(&job);
@@ -57,6 +60,7 @@ void LaneExchange::send_failure() {
       if (job->active_chunk(static_cast<int32_t>(id))) send_failure_of(*job, static_cast<int32_t>(id));
     }
   }
+  if (call.owns_lock()) call.unlock();
   std::this_thread::sleep_for(kLastWords);
   std::vector<FuturePtr> futures;
   {

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks, eventually, say
-from training import attach_faulty, batch_of, everything, loss_of, make
+from ranks import Ranks, eventually
+from training import attach_faulty, batch_of, everything, loss_of, make, train_for_ever
 
 import lgreco
 from lgreco import _C
@@ -24,25 +24,11 @@ CONFIG = everything("quantize(bits=4, block=128)")
 LIMIT_S = 6.0
 
 
-def _train_for_ever(rank: int, world_size: int) -> None:
-    ddp = make(bucket_cap_mb=0.05)
-    lgreco.attach(ddp, CONFIG)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
-    step = 0
-    while True:
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step)).backward()
-        optimizer.step()
-        step += 1
-        if step == 10:
-            say("going")
-
-
 @pytest.mark.parametrize("culprit", [0, 1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_survivors_name_the_rank_that_is_lost(number: signal.Signals, culprit: int) -> None:
     """Killed or stopped, rank 0 included: the others raise within the group's timeout and name it; none hangs."""
-    with Ranks(3, _train_for_ever, timeout_s=LIMIT_S, store_on_rank_0=True) as ranks:
+    with Ranks(3, train_for_ever, CONFIG, timeout_s=LIMIT_S, store_on_rank_0=True) as ranks:
         for rank in range(3):
             assert ranks.answer(rank) == ("said", "going")
         ranks.signal(culprit, number)

@@ -12,8 +12,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks, run, say
-from training import Net, batch_of, digest, everything, local_gradients, loss_of, make, same_on_all_ranks, train
+from ranks import Ranks, run
+from training import (
+    Net,
+    batch_of,
+    digest,
+    everything,
+    local_gradients,
+    loss_of,
+    make,
+    same_on_all_ranks,
+    train,
+    train_for_ever,
+)
 
 import lgreco
 from lgreco.plan import wire_bytes
@@ -289,25 +300,12 @@ def test_a_gathered_state_loads_with_other_nodes(before: int, after: int) -> Non
     run(6, _change_nodes, before, after)
 
 
-def _train_for_ever(rank: int, world_size: int) -> None:
-    ddp = make(bucket_cap_mb=0.05)
-    lgreco.attach(ddp, everything(FOUR_BITS, ranks_per_node=2))
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
-    step = 0
-    while True:
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step)).backward()
-        optimizer.step()
-        step += 1
-        if step == 10:
-            say("going")
-
-
 @pytest.mark.parametrize("culprit", [0, 3])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_survivors_name_the_rank_that_is_lost(number: signal.Signals, culprit: int) -> None:
     """Ranks of its node, of its rail, and of neither: all raise in time and call it by its number in DDP's group."""
-    with Ranks(4, _train_for_ever, timeout_s=LIMIT_S, store_on_rank_0=True) as ranks:
+    config = everything(FOUR_BITS, ranks_per_node=2)
+    with Ranks(4, train_for_ever, config, timeout_s=LIMIT_S, store_on_rank_0=True) as ranks:
         for rank in range(4):
             assert ranks.answer(rank) == ("said", "going")
         ranks.signal(culprit, number)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from ranks import say
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,6 +75,16 @@ def train(ddp: Any, rank: int, steps: Iterable[int], optimizer: Any = None, widt
         optimizer.step()
         digests.append(digest(ddp.parameters()))
     return digests
+
+
+def train_for_ever(rank: int, world_size: int, config: Any) -> None:
+    """Until somebody ends it; says "going" after ten steps."""
+    ddp = make(bucket_cap_mb=0.05)
+    lgreco.attach(ddp, config)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    train(ddp, rank, range(10), optimizer)
+    say("going")
+    train(ddp, rank, itertools.count(10), optimizer)
 
 
 def local_gradients(ddp: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:

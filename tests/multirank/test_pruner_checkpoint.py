@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import lgreco
 from lgreco.distributed_checkpoint import entries, load
 from lgreco.pruning import CubicSchedule, Pruner, Regrowth
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 RAMP = CubicSchedule(0.3, 0.8, begin=1, end=7, every=3)  # updates after steps 1, 4 and 7
 MADE = {
     "movement": {"criterion": "movement"},
@@ -190,3 +192,23 @@ def test_another_model_and_other_entries_are_refused(tmp_path: Path) -> None:
         run(2, _something_else, tmp_path)
     with pytest.raises(ValueError, match=r"entries takes what lgreco\.attach gave or a Pruner, got Net"):
         entries(Net(24))  # type: ignore[arg-type]
+
+
+def _example(rank: int, world_size: int, folder: Path, steps: int, resume: bool) -> Any:
+    sys.path.insert(0, str(EXAMPLES))
+    import checkpoint_training
+
+    model, state, pruner = checkpoint_training.train(folder, steps, resume)
+    stats = state.stats()
+    return digest([*model.parameters(), *pruner.masks.values()]), stats["wire_bytes"] / stats["dense_bytes"]
+
+
+def test_the_example_stops_and_goes_on_with_other_ranks(tmp_path: Path) -> None:
+    straight = same_on_all_ranks(run(2, _example, tmp_path / "straight", 40, False))
+    halves = run(2, _example, tmp_path / "halves", 25, False)
+    assert same_on_all_ranks(run(2, _example, tmp_path / "halves", 40, True)) == straight
+    same_on_all_ranks(halves)
+    run(2, _example, tmp_path / "three", 25, False)
+    answers = run(3, _example, tmp_path / "three", 40, True)
+    assert same_on_all_ranks([digest for digest, _ in answers]) != straight[0]
+    assert all(0 < ratio < 0.15 for _, ratio in answers)

@@ -1,6 +1,6 @@
 """Accelerate with compressed gradients.
 
-torchrun --nproc-per-node 2 examples/accelerate_training.py
+torchrun --standalone --nproc-per-node 2 examples/accelerate_training.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lightning with compressed gradients.
 
-torchrun --nproc-per-node 2 examples/lightning_training.py
+torchrun --standalone --nproc-per-node 2 examples/lightning_training.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Transformers' Trainer with compressed gradients.
 
-torchrun --nproc-per-node 2 examples/transformers_training.py
+torchrun --standalone --nproc-per-node 2 examples/transformers_training.py
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ shift
 mpirun=${MPIRUN:-mpirun}
 command -v "$mpirun" >/dev/null || die "found no $mpirun; on Debian: apt-get install openmpi-bin (or mpich)"
 
+python=${PYTHON:-python}
+"$python" -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("torch") is None)' ||
+  die "$python has no torch; activate the environment that has it (such as: . .venv/bin/activate), or set PYTHON"
+
 first=${hosts%%,*}
 export MASTER_ADDR=${MASTER_ADDR:-${first%%:*}}
 export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 10000))}
@@ -49,4 +53,4 @@ case $version in
     ;;
   *) die "$mpirun must be Open MPI's or Hydra's (MPICH, Intel MPI), it says: ${version%%$'\n'*}" ;;
 esac
-exec "$mpirun" "${flags[@]}" "${PYTHON:-python}" "$@"
+exec "$mpirun" "${flags[@]}" "$python" "$@"

@@ -120,11 +120,56 @@ def test_a_batch_job_of_slurm(tmp_path: Path, slurm: dict[str, str]) -> None:
     ]
 
 
+def test_a_batch_job_of_slurm_on_two_nodes(tmp_path: Path, slurm: dict[str, str]) -> None:
+    options = [
+        "--wait",
+        "--nodes",
+        "2",
+        "--ntasks-per-node",
+        "2",
+        "--cpus-per-task",
+        "2",
+        "--output",
+        tmp_path / "output",
+    ]
+    _run("sbatch", *options, LAUNCH / "slurm.sbatch", JOINING, tmp_path, **slurm)
+    ranks = _check(tmp_path, 4, "slurm")
+    assert [(rank["local_rank"], rank["local_world_size"], rank["node_rank"]) for rank in ranks] == [
+        (0, 2, 0),
+        (1, 2, 0),
+        (0, 2, 1),
+        (1, 2, 1),
+    ]
+
+
+def test_srun_of_a_torchrun_on_each_of_two_nodes(tmp_path: Path, slurm: dict[str, str]) -> None:
+    port = 20000 + (os.getpid() + 2) % 10000
+    job = [LAUNCH / "torchrun.sh", "--nodes", "2", "--per-node", "2", "--head", f"localhost:{port}", "--restarts", "1"]
+    _run("srun", "--nodes", "2", "--ntasks-per-node", "1", *job, "--", JOINING, tmp_path, **slurm)
+    ranks = _check(tmp_path, 4, "torchrun")
+    assert [(rank["local_rank"], rank["node_rank"]) for rank in ranks] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
 def test_srun_of_several_torchruns_that_do_not_meet_is_refused(tmp_path: Path, slurm: dict[str, str]) -> None:
     words = [LAUNCH / "torchrun.sh", "--per-node", "1", "--", JOINING, tmp_path]
     told = _run("srun", "--ntasks", "2", *words, succeeds=False, **slurm)
     assert "two launchers are at odds: SLURM_STEP_NUM_TASKS=2 processes were started, but GROUP_WORLD_SIZE=1" in told
     assert not list(tmp_path.glob("rank*.json"))
+
+
+@pytest.mark.parametrize(
+    "words", [("torchrun.sh", "--per-node", "2"), ("mpirun.sh", "--ranks", "2"), ("slurm.sbatch",)]
+)
+def test_a_python_without_torch_is_named(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """The usual mistake of a new shell: the environment is not active."""
+    if words[0] == "mpirun.sh" and shutil.which("mpirun") is None:
+        pytest.skip("no mpirun; on Debian: apt-get install openmpi-bin")
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n', encoding="utf-8")
+    bare.chmod(0o755)
+    script = ["a.py"] if words[0] == "slurm.sbatch" else ["--", "a.py"]
+    told = _run(LAUNCH / words[0], *words[1:], *script, succeeds=False, PYTHON=str(bare))
+    assert f"error: {bare} has no torch; activate the environment" in told
 
 
 @pytest.mark.parametrize(

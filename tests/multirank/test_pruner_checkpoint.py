@@ -198,7 +198,7 @@ def _example(rank: int, world_size: int, folder: Path, steps: int, resume: bool)
     sys.path.insert(0, str(EXAMPLES))
     import checkpoint_training
 
-    model, state, pruner = checkpoint_training.train(folder, steps, resume)
+    model, state, pruner = checkpoint_training.train(folder, steps, 20, resume)
     stats = state.stats()
     return digest([*model.parameters(), *pruner.masks.values()]), stats["wire_bytes"] / stats["dense_bytes"]
 

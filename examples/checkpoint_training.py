@@ -38,6 +38,8 @@ def train(folder: Path, steps: int, every: int, resume: bool) -> tuple[nn.Module
         set_state_dict(ddp, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
         load(state, newest)
         load(pruner, newest)
+        if dist.get_rank() == 0:
+            print(f"goes on from {newest}", flush=True)
     images, digits = (torch.tensor(part) for part in load_digits(return_X_y=True))
     images = (images / 16).float()
     for step in range(pruner.steps, steps):

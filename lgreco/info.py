@@ -56,8 +56,8 @@ def check_torch() -> None:
 def _no_native_module() -> str:
     if (_FOLDER.parent / "csrc").is_dir():  # Python prefers the folder it is started in to what is installed
         return (
-            f"{_FOLDER} is lgreco's source, without a native module for this Python: if lgreco is installed, start from "
-            f"another folder; else install it from here with: {_REBUILD}"
+            f"{_FOLDER} is lgreco's source, without a native module for this Python: if lgreco is installed, start "
+            f"from another folder; else install it from here with: {_REBUILD}"
         )
     return f"lgreco has no native module for this Python; in its repository, build it with: {_REBUILD}"
 

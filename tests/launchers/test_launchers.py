@@ -80,6 +80,28 @@ def test_mpirun(tmp_path: Path, mpirun: str, launcher: str) -> None:
     assert [(rank["local_rank"], rank["node_rank"]) for rank in ranks] == [(0, 0), (1, 0), (2, 0)]
 
 
+@pytest.mark.parametrize(("mpirun", "launcher"), [("mpirun.openmpi", "openmpi"), ("mpirun.mpich", "hydra")])
+def test_mpirun_on_two_nodes(tmp_path: Path, mpirun: str, launcher: str) -> None:
+    """Each node is this machine under another host name, reached by what stands for ssh."""
+    if shutil.which(mpirun) is None:
+        pytest.skip(f"no {mpirun}; on Debian: apt-get install openmpi-bin mpich")
+    ssh = str(JOINING.with_name("stand_in_ssh.sh"))
+    if subprocess.run([ssh, "node01", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("unshare --user --uts is not allowed here")
+    remote = {"OMPI_MCA_plm_rsh_agent": ssh, "HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": ssh}
+    words = [LAUNCH / "mpirun.sh", "--ranks", "4", "--hosts", "node01:2,node02:2", "--", JOINING, tmp_path]
+    told = _run(*words, succeeds=False, MPIRUN=mpirun, **remote)
+    assert f'{launcher}: the address of rank 0\'s node, "node01", is not known on node0' in told
+    _run(*words, MPIRUN=mpirun, MASTER_ADDR="127.0.0.1", **remote)
+    ranks = _check(tmp_path, 4, launcher)
+    assert [(rank["local_rank"], rank["local_world_size"], rank["node_rank"]) for rank in ranks] == [
+        (0, 2, 0),
+        (1, 2, 0),
+        (0, 2, 1),
+        (1, 2, 1),
+    ]
+
+
 @pytest.mark.skipif(not _C.build_info()["mpi"], reason=_C.build_info()["mpi_reason"])
 def test_over_mpi_the_bits_are_those_over_gloo(tmp_path: Path) -> None:
     digests = []

@@ -140,10 +140,11 @@ def _split(
     plain: dict[str, Any] = {}
     tensors: dict[tuple[str, ...], torch.Tensor] = {}
     for name, value in content.items():
+        here = (*path, name)
         if isinstance(value, torch.Tensor):
-            tensors[(*path, name)] = value
+            tensors[here] = value
         elif isinstance(value, Mapping):
-            plain[name], inner = _split(value, (*path, name))
+            plain[name], inner = _split(value, here)
             tensors.update(inner)
         else:
             plain[name] = value

@@ -143,9 +143,11 @@ class Lane {
   }
 
   // Starts what was posted. Sleeps while there is nothing to do; polls with growing pauses while there
-  // is, as MPI has no way to wait for the network and the queue at once.
+  // is, as MPI has no way to wait for the network and the queue at once, and backward needs the cores.
   bool take_posted(int idle_rounds) {
     constexpr int kEagerRounds = 20;
+    constexpr int kRoundsOfOnePause = 16;
+    constexpr int kLongestPause = 16;
     constexpr auto kPause = std::chrono::microseconds(50);
     std::deque<OperationPtr> taken;
     {
@@ -154,7 +156,8 @@ class Lane {
       if (active_.empty()) {
         work_.wait(lock, wanted);
       } else if (idle_rounds > kEagerRounds) {
-        work_.wait_for(lock, kPause, wanted);
+        const int pauses = 1 + (idle_rounds - kEagerRounds) / kRoundsOfOnePause;
+        work_.wait_for(lock, std::min(pauses, kLongestPause) * kPause, wanted);
       }
       if (closing_) return false;
       taken.swap(posted_);
@@ -175,26 +178,46 @@ class Lane {
     }
   }
 
-  /// Whether any operation ended.
+  /// Whether any operation ended. One call for all of them: each call polls the network.
   bool progress() {
     const size_t before = active_.size();
-    std::erase_if(active_, [this](const OperationPtr& operation) {
-      if (is_aborted(*operation)) {
-        give_up(*operation);
-        return true;
-      }
-      int done = 0;
-      const int code = MPI_Test(&operation->request, &done, MPI_STATUS_IGNORE);
-      if (code == MPI_SUCCESS && done == 0) return false;
-      finish(*operation, code, "MPI_Test");
+    give_up_aborted();
+    if (active_.empty()) return before > 0;
+    requests_.clear();
+    for (const OperationPtr& operation : active_) requests_.push_back(operation->request);
+    const auto count = static_cast<int>(requests_.size());
+    indices_.resize(requests_.size());
+    statuses_.resize(requests_.size());
+    int ended = 0;
+    const int code = MPI_Testsome(count, requests_.data(), &ended, indices_.data(), statuses_.data());
+    if (code != MPI_SUCCESS && code != MPI_ERR_IN_STATUS) {
+      for (const OperationPtr& operation : active_) finish(*operation, code, "MPI_Testsome");
+      active_.clear();
       return true;
-    });
+    }
+    for (size_t i = 0; i < active_.size(); ++i) active_[i]->request = requests_[i];
+    for (int i = 0; i < ended; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const int status = code == MPI_SUCCESS ? MPI_SUCCESS : statuses_[at].MPI_ERROR;
+      finish(*active_[static_cast<size_t>(indices_[at])], status, "MPI_Testsome");
+    }
+    std::erase_if(active_,
+                  [](const OperationPtr& operation) { return operation->request == MPI_REQUEST_NULL; });
     return active_.size() < before;
   }
 
-  bool is_aborted(const Operation& operation) {
-    const std::lock_guard lock(mutex_);
-    return operation.aborted;
+  void give_up_aborted() {
+    aborted_.clear();
+    {
+      const std::lock_guard lock(mutex_);
+      for (const OperationPtr& operation : active_) {
+        if (operation->aborted) aborted_.push_back(operation);
+      }
+    }
+    for (const OperationPtr& operation : aborted_) {
+      give_up(*operation);
+      std::erase(active_, operation);
+    }
   }
 
   void finish(Operation& operation, int code, const char* call) {
@@ -224,7 +247,10 @@ class Lane {
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
-  std::vector<OperationPtr> active_;  // the lane's alone
+  std::vector<OperationPtr> active_, aborted_;  // the lane's alone, like the three below
+  std::vector<MPI_Request> requests_;
+  std::vector<int> indices_;
+  std::vector<MPI_Status> statuses_;
   std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable ended_;

@@ -189,8 +189,8 @@ def _read_planned(name: object, entry: Any) -> PlannedLayer:
     if kept is not None and type(kept) is not int:
         raise ValueError(f"{where}: kept must be a whole number, got {kept!r}")
     try:
-        kept_matrix = kept_matrix_from(entry.get("kept_matrix"))
-        layer = LayerInfo(name, tuple(shape), str(entry["dtype"]), kept, kept_matrix)
-        return PlannedLayer(layer, parse(entry["choice"]), str(entry["because"]))
+        kept_matrix, choice = kept_matrix_from(entry.get("kept_matrix")), parse(entry["choice"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    layer = LayerInfo(name, tuple(shape), str(entry["dtype"]), kept, kept_matrix)
+    return PlannedLayer(layer, choice, str(entry["because"]))

@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--passes", type=int, default=160, help="of dense training, which sets the target (default: %(default)s)")
     add("--block-passes", type=int, default=8, help="of one method before the next one's turn (default: %(default)s)")
     add("--accumulate", type=int, default=4, help="passes for each step of accumulate (default: %(default)s)")
-    add("--warmup-steps", type=int, default=4, help="dense steps of lgreco's methods (default: %(default)s)")
+    add("--warmup-steps", type=int, default=1, help="dense steps of lgreco's methods (default: %(default)s)")
     add("--interval", type=int, default=40, help="steps between solves (default: %(default)s)")
     add("--window", type=int, default=4, help="steps over which a table is measured (default: %(default)s)")
     add("--lag", type=int, default=4, help="steps from a table to its plan (default: %(default)s)")

@@ -57,11 +57,14 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """Hash of the commit that runs, with `-dirty` after it where files differ from it; None outside a repository."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    """Hash of the commit that runs, with `-dirty` after it where files differ from it; None outside a repository.
+
+    Results of benchmarks do not count: a benchmark that writes its file in parts would make itself dirty.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain", "--", ".", ":!benchmarks/results"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

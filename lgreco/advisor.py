@@ -128,9 +128,10 @@ def advice_of(
         schedule = fill_buckets(ready_s, sizes, cap)
         if way == "plan":
             seconds = exchange_s(schedule, plan_s, calibration.exchange)
+        elif way == "bf16":
+            seconds = [calibration.bf16_hook_s(sum(layers[row].numel for row in rows)) for rows in schedule.rows]
         else:
-            wire = [layer.numel * 2 if way == "bf16" else layer.dense_bytes for layer in layers]
-            seconds = allreduce_s(schedule, wire, calibration.allreduce, world_size)
+            seconds = allreduce_s(schedule, sizes, calibration.allreduce, world_size)
         return exposed_s(schedule.ready_s, seconds)
 
     predicted = compute + exposed("dense", cap_mb)

@@ -1,10 +1,11 @@
-"""Auto: at attach, whether an exchange by lgreco can be faster than DDP's own at all, and which layers stay dense."""
+"""Auto: at attach, who averages fastest here (DDP as it is, torch's bf16 hook, lgreco), and which layers stay dense."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -12,16 +13,18 @@ import torch.distributed as dist
 from lgreco.calibration import Calibration
 from lgreco.calibration_cache import calibrate
 from lgreco.choice import Dense
-from lgreco.cost_model import exchange_s, fill_buckets
+from lgreco.cost_model import allreduce_s, exchange_s, fill_buckets
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.record import find, read
 from lgreco.record_kinds import Forecast
-from lgreco.ring import ring_share
 
 _log = logging.getLogger("lgreco")
 
+Way = Literal["lgreco", "bf16", "dense"]
+"""lgreco's exchange; torch's bf16 hook, registered in its place; DDP as it is."""
+
 _WORTH_IT = 0.9
-"""An exchange must take at most this much of what DDP's own takes: what is gained must outweigh residuals and noise."""
+"""A way must take at most this much of what a simpler one takes: the gain must outweigh what it loses, and noise."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,17 @@ class Verdict:
     """What attach has decided, the same on every rank.
 
     Attributes:
-        registered: false: nothing is registered, DDP averages as always.
+        way: who averages.
         dense_s: of all buckets by DDP's own allreduce, as predicted.
+        bf16_s: of all buckets by torch's bf16 hook.
         exchange_s: of all buckets by lgreco under the plan.
         plan: the plan that `exchange_s` is of: layers that are faster dense are dense.
         calibration: that it was decided from; None where a record was repeated.
     """
 
-    registered: bool
+    way: Way
     dense_s: float
+    bf16_s: float
     exchange_s: float
     plan: Plan
     calibration: Calibration | None = None
@@ -45,19 +50,26 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """One line for the log."""
-        times = f"{self.exchange_s * 1e3:.1f} ms a step compressed, {self.dense_s * 1e3:.1f} ms by DDP's own allreduce"
-        if self.registered:
-            return f"auto: the exchange is predicted to take {times}: lgreco is registered"
-        return f"auto: the exchange is predicted to take {times}: nothing is registered, DDP averages as always"
+        times = (
+            f"{self.exchange_s * 1e3:.1f} ms a step by lgreco, {self.bf16_s * 1e3:.1f} ms by torch's bf16 hook, "
+            f"{self.dense_s * 1e3:.1f} ms by DDP's own allreduce"
+        )
+        what = {
+            "lgreco": "lgreco is registered",
+            "bf16": "torch's bf16 hook is registered, lgreco is not",
+            "dense": "nothing is registered, DDP averages as always",
+        }
+        return f"auto: the exchange is predicted to take {times}: {what[self.way]}"
 
     def forecast(self) -> Forecast:
         """For the record; only after measuring."""
         assert self.calibration is not None, "a replay writes no record"
+        seconds = {"lgreco": self.exchange_s, "bf16": self.bf16_s, "dense": self.dense_s}
         return Forecast(
             0,
-            registered=self.registered,
+            way=self.way,
             bytes_per_s=self.calibration.exchange.bytes_per_s,
-            predicted_busy_ms=(self.exchange_s if self.registered else self.dense_s) * 1e3,
+            predicted_busy_ms=seconds[self.way] * 1e3,
             text=self.sentence,
         )
 
@@ -89,11 +101,11 @@ def decide(
     """
     if replayed is not None:
         recorded = read(find(replayed)).forecasts
-        registered = recorded[-1].registered if recorded else True
-        return Verdict(registered, float("nan"), float("nan"), plan)
+        way: Any = recorded[-1].way if recorded else "lgreco"
+        return Verdict(way, *[float("nan")] * 3, plan)
     verdict = judge(calibrate(group, cpu_group, device).calibration, plan, cap_mb, solved)
     if dist.get_rank(group) == 0:
-        _log.log(logging.INFO if verdict.registered else logging.WARNING, verdict.sentence)
+        _log.log(logging.INFO if verdict.way == "lgreco" else logging.WARNING, verdict.sentence)
     return verdict
 
 
@@ -110,15 +122,15 @@ def judge(calibration: Calibration, plan: Plan, cap_mb: float, solved: bool = Fa
     """
     layers = [planned.layer for planned in plan.planned]
     chosen = plan if solved else fastest(calibration, plan)
-    schedule = fill_buckets([0.0] * len(layers), [layer.dense_bytes for layer in layers], cap_mb)
-    share = ring_share(calibration.world_size)
-    dense = [
-        calibration.allreduce.seconds(share * sum(layers[row].dense_bytes for row in rows)) for rows in schedule.rows
-    ]
-    layer_s = _layer_seconds(calibration, chosen)
-    compressed = exchange_s(schedule, layer_s, calibration.exchange)
-    registered = sum(compressed) <= _WORTH_IT * sum(dense)
-    return Verdict(registered, sum(dense), sum(compressed), chosen, calibration)
+    sizes = [layer.dense_bytes for layer in layers]
+    schedule = fill_buckets([0.0] * len(layers), sizes, cap_mb)
+    dense = sum(allreduce_s(schedule, sizes, calibration.allreduce, calibration.world_size))
+    bf16 = sum(calibration.bf16_hook_s(sum(layers[row].numel for row in rows)) for rows in schedule.rows)
+    compressed = sum(exchange_s(schedule, _layer_seconds(calibration, chosen), calibration.exchange))
+    way: Way = "bf16" if bf16 <= _WORTH_IT * dense else "dense"
+    if compressed <= _WORTH_IT * min(bf16, dense):
+        way = "lgreco"
+    return Verdict(way, dense, bf16, compressed, chosen, calibration)
 
 
 def fastest(calibration: Calibration, plan: Plan) -> Plan:
@@ -126,9 +138,13 @@ def fastest(calibration: Calibration, plan: Plan) -> Plan:
     return Plan(_faster(calibration, planned) for planned in plan.planned)
 
 
-def dense_plan(plan: Plan, because: str) -> Plan:
-    """What DDP does by itself, as a plan."""
-    return Plan(PlannedLayer(planned.layer, Dense(planned.layer.dtype), because) for planned in plan.planned)
+def plan_without(way: Way, plan: Plan) -> Plan:
+    """What is done where lgreco is not registered, as a plan."""
+    because = "auto: torch's bf16 hook is faster here" if way == "bf16" else "auto: DDP's own is faster here"
+    return Plan(
+        PlannedLayer(planned.layer, Dense("bf16" if way == "bf16" else planned.layer.dtype), because)
+        for planned in plan.planned
+    )
 
 
 def _layer_seconds(calibration: Calibration, plan: Plan) -> Sequence[float]:

@@ -49,6 +49,7 @@ class Calibration:
         codec_s: (choice, seconds) per element that a choice takes beyond the wire.
         spread: half the distance of the quartiles of repeated measurements over their median, mean over all.
         prediction_error: largest relative distance of a measured median from the fitted lines.
+        bf16_element_s: what torch's bf16 hook takes beyond the wire of its allreduce, seconds per element.
     """
 
     world_size: int
@@ -57,6 +58,11 @@ class Calibration:
     codec_s: tuple[tuple[str, float], ...]
     spread: float
     prediction_error: float
+    bf16_element_s: float = 0.0
+
+    def bf16_hook_s(self, numel: int) -> float:
+        """What torch's bf16 hook takes for a bucket of so many elements; seconds."""
+        return self.allreduce.seconds(2 * ring_share(self.world_size) * numel) + self.bf16_element_s * numel
 
     def layer_s(self, layer: LayerInfo, choice: Choice) -> float:
         """What a layer adds to its bucket's exchange, the bucket's latency not counted; seconds."""
@@ -80,7 +86,8 @@ class Calibration:
     def with_overhead(self, factor: float) -> Calibration:
         """The same links, latencies and codecs `factor` times as slow."""
         slower = replace(self, allreduce=_later(self.allreduce, factor), exchange=_later(self.exchange, factor))
-        return replace(slower, codec_s=tuple((choice, factor * seconds) for choice, seconds in self.codec_s))
+        codec_s = tuple((choice, factor * seconds) for choice, seconds in self.codec_s)
+        return replace(slower, codec_s=codec_s, bf16_element_s=factor * self.bf16_element_s)
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits, equal for equal calibrations on every rank."""
@@ -119,6 +126,7 @@ def measure(group: dist.ProcessGroup, cpu_group: dist.ProcessGroup, device: torc
     reduced = _by_size(lambda rows: clock.of(_allreduce(group, device, rows)))
     dense = _by_size(lambda rows: clock.of(_exchange(group, device, rows, Dense())))
     rows = max(dense)
+    halves = clock.of(_bf16_hook(group, device, max(reduced)))
     probes = {choice: clock.of(_exchange(group, device, rows, choice)) for choice in _PROBES}
     allreduce = _fit(reduced, share)
     exchange = _fit(dense, share)
@@ -127,6 +135,7 @@ def measure(group: dist.ProcessGroup, cpu_group: dist.ProcessGroup, device: torc
         (str(choice), max(0.0, median(times) - exchange.seconds(wire_bytes(layer, choice, world_size))) / layer.numel)
         for choice, times in probes.items()
     ]
+    halved_s = allreduce.seconds(share * _bytes(max(reduced)) / 2)
     everything = [*reduced.values(), *dense.values(), *probes.values()]
     return Calibration(
         world_size,
@@ -135,6 +144,7 @@ def measure(group: dist.ProcessGroup, cpu_group: dist.ProcessGroup, device: torc
         tuple(codec_s),
         sum(map(_spread, everything)) / len(everything),
         max(_misfit(reduced, allreduce, share), _misfit(dense, exchange, share)),
+        max(0.0, median(halves) - halved_s) / (max(reduced) * _COLUMNS),
     )
 
 
@@ -208,6 +218,21 @@ def _allreduce(
 
     def act() -> None:
         dist.all_reduce(flat, group=group)
+
+    return act, lambda: None
+
+
+def _bf16_hook(
+    group: dist.ProcessGroup, device: torch.device, rows: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """As torch's hook does it: cast and divided, summed, cast back."""
+    flat = torch.zeros(rows * _COLUMNS, device=device)
+    world_size = dist.get_world_size(group)
+
+    def act() -> None:
+        halves = flat.to(torch.bfloat16).div_(world_size)
+        dist.all_reduce(halves, group=group)
+        flat.copy_(halves)
 
     return act, lambda: None
 

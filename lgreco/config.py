@@ -40,9 +40,9 @@ class Config(BaseModel):
         default: choice of every other layer.
         layers: (pattern, choice) in order, the first match wins; written as a mapping in YAML and dicts.
         auto: at attach, measure what exchanges take on these hosts (kept for a day, `python -m lgreco calibrate`) and
-            register nothing where lgreco's would not be faster than DDP's own; layers that are faster dense are dense,
-            and a `solver` makes plans of least exposed time instead of fewest bytes. Not the default: measuring takes
-            seconds, and which plan comes of it depends on the machines.
+            leave averaging to torch's bf16 hook or to DDP as it is where lgreco's exchange would not be faster; layers
+            that are faster dense are dense, and a `solver` makes plans of least exposed time instead of fewest bytes.
+            Not the default: measuring takes seconds, and which plan comes of it depends on the machines.
         ranks_per_node: more than 1 makes the exchange hierarchical: dense inside each node, where links are fast, and
             by the plan between nodes, each layer carried by one rank of every node. A number (ranks 0 to n-1 are the
             first node's, and so on), or launcher: as torchrun, mpirun or srun has dealt them. With all ranks on one

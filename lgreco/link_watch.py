@@ -77,7 +77,7 @@ class LinkWatch:
             text = f"link: {before / 1e6:.3g} -> {self.pricing.bytes_per_s / 1e6:.3g} MB/s"
         return Forecast(
             step,
-            registered=True,
+            way="lgreco",
             bytes_per_s=self.pricing.bytes_per_s,
             predicted_busy_ms=predicted_busy_s * 1e3,
             busy_ms=busy_s * 1e3 if busy_s > 0 else None,

@@ -24,7 +24,9 @@ Array = npt.NDArray[np.float64]
 _HIDDEN_WEIGHT = 0.05
 """What a second costs that backward hides: something, so that bytes are not wasted there."""
 _DRIFT = 1.3
-"""By which factor the exchange must be faster or slower than predicted before the link counts as changed."""
+"""By which factor the exchange must be faster or slower than predicted, twice running, before the link has changed."""
+_JUMP = 2.0
+"""By which factor once is enough: processors that others use as well do not slow an exchange down so much."""
 _OVERHEAD = (0.1, 10.0)
 """Between which factors latencies and codecs may differ in training from what calibration found."""
 _LEAST_WIRE_SHARE = 0.02
@@ -47,6 +49,7 @@ class Pricing:
         self._rate = 1.0
         self._overhead: float | None = None
         self._ready_s: list[float] | None = None
+        self._suspected = 0  # 1: the last exchange was slower than predicted, -1: faster, but not yet by enough
         self._reprice()
 
     @property
@@ -109,6 +112,7 @@ class Pricing:
         if columns is not None and self._overhead is None and predicted / _DRIFT < busy_s < predicted * _DRIFT:
             self._overhead = 1.0
         if not busy_s > 0 or wire_s <= 0 or predicted / _DRIFT < busy_s < predicted * _DRIFT:
+            self._suspected = 0
             return False
         rest_s = predicted - wire_s
         if columns is not None and self._overhead is None:
@@ -116,6 +120,10 @@ class Pricing:
             self._overhead = min(max((busy_s - wire_s) / max(rest_s, 1e-9), low), high)
             self._reprice()
             return True
+        before, self._suspected = self._suspected, 1 if busy_s > predicted else -1
+        if self._suspected != before and predicted / _JUMP < busy_s < predicted * _JUMP:
+            return False
+        self._suspected = 0
         self._rate *= wire_s / max(busy_s - rest_s, _LEAST_WIRE_SHARE * wire_s)
         self._reprice()
         return True
@@ -127,12 +135,14 @@ class Pricing:
             "rate": self._rate,
             "overhead": self._overhead,
             "ready_s": self._ready_s,
+            "suspected": self._suspected,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state` gave, so that a resumed run makes the plans of one that was not stopped."""
         self._calibrated = Calibration.from_dict(state["calibration"])
         self._rate, self._overhead, self._ready_s = state["rate"], state["overhead"], state["ready_s"]
+        self._suspected = state["suspected"]
         self._reprice()
 
     def _reprice(self) -> None:

@@ -35,10 +35,10 @@ def _text(value: Any) -> str:
     return value
 
 
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"must be true or false, got {value!r:.60}")
-    return value
+def _way(value: Any) -> str:
+    if value not in ("lgreco", "bf16", "dense"):
+        raise ValueError(f"must be lgreco, bf16 or dense, got {value!r:.60}")
+    return str(value)
 
 
 def _version(value: Any) -> int:
@@ -258,7 +258,7 @@ class Forecast(Kind):
     """The cost model beside what was measured; at attach, before anything was measured, what was decided.
 
     Attributes:
-        registered: false: lgreco was not registered, DDP averaged as always.
+        way: who averages: lgreco; bf16: torch's bf16 hook; dense: DDP as it is.
         bytes_per_s: that a rank's link carries in an exchange, as far as was known then.
         predicted_busy_ms: with at least one bucket under way, in a step.
         busy_ms: the same as measured, least over ranks; None before anything was.
@@ -268,7 +268,7 @@ class Forecast(Kind):
     """
 
     kind: ClassVar[str] = "forecast"
-    registered: bool = _as(_flag)
+    way: str = _as(_way)
     bytes_per_s: float = _as(_number)
     predicted_busy_ms: float = _as(_number)
     busy_ms: float | None = _as(_maybe(_number), default=None)

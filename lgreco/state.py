@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lgreco import _C, checkpoint
 from lgreco import masks as masking
 from lgreco.agreement import agree, leave_cpu_group, make_cpu_group, timeout_of
-from lgreco.auto import Verdict, decide, dense_plan, fastest
+from lgreco.auto import Verdict, Way, decide, fastest, plan_without
 from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
@@ -81,8 +81,15 @@ class State:
 
     @property
     def registered(self) -> bool:
-        """Whether lgreco exchanges the gradients: false where the config is not enabled, or `auto` left DDP alone."""
-        return self.config.enabled and (self._verdict is None or self._verdict.registered)
+        """Whether lgreco exchanges the gradients: false where the config is not enabled, or `auto` found better."""
+        return self.way == "lgreco"
+
+    @property
+    def way(self) -> Way:
+        """Who averages: lgreco; or, as `auto` decided, torch's bf16 hook, or DDP as it is (dense)."""
+        if not self.config.enabled:
+            return "dense"
+        return "lgreco" if self._verdict is None else self._verdict.way
 
     @property
     def plan(self) -> Plan:
@@ -101,14 +108,16 @@ class State:
         """Counters of the last step on this rank, and the memory held.
 
         Returns:
-            wire_bytes: sent by this rank, headers included; dense_bytes: what a ring all-reduce of the same gradients
-            sends, 2 (W-1)/W of their bytes; node_bytes: sent to ranks of the same node, where the exchange is
-            hierarchical (then wire_bytes are those to other nodes); steps: committed so far;
+            wire_bytes: sent by this rank, headers included (where lgreco is not registered, by a ring all-reduce);
+            dense_bytes: what a ring all-reduce of the same gradients sends, 2 (W-1)/W of their bytes; node_bytes: sent
+            to ranks of the same node, where the exchange is hierarchical (then wire_bytes are those to other nodes);
+            steps: committed so far;
             residual_bytes_per_parameter, buffer_bytes_per_parameter and memory_bytes_per_parameter (their sum).
         """
         numel = sum(layer.numel for layer in self._layers)
         gradient_bytes = sum(layer.dense_bytes for layer in self._layers)
         dense_bytes = 2 * (self.world_size - 1) * gradient_bytes // self.world_size
+        others_bytes = 4 * (self.world_size - 1) * numel // self.world_size if self.way == "bf16" else dense_bytes
         native = (
             self._engine.stats()
             if self._engine
@@ -116,7 +125,7 @@ class State:
         )
         residual, buffers = native["residual_bytes"] / max(numel, 1), native["buffer_bytes"] / max(numel, 1)
         return {
-            "wire_bytes": native["wire_bytes"] if self.registered else dense_bytes,
+            "wire_bytes": native["wire_bytes"] if self.registered else others_bytes,
             "node_bytes": native["node_bytes"],
             "dense_bytes": dense_bytes,
             "steps": native["steps"],
@@ -194,7 +203,7 @@ class State:
         the next forward. Layers that are not named keep their mask; one that keeps everything ends masking. Residuals
         move: what is pruned now is dropped, what has grown again starts at zero. A solver drops what it has measured
         and not yet put in force, and measures anew at once. With one rank, or where `auto`
-        leaves DDP alone, gradients stay whole.
+        has not registered lgreco, gradients stay whole.
 
         Args:
             masks: layer name (as in DDP's module, without `module.`) -> bool or uint8 of the parameter's shape, on any
@@ -357,7 +366,7 @@ class State:
             self._node_groups = join_nodes(nodes, self._group)
 
     def _judge(self, ddp: DistributedDataParallel, device: torch.device, offers: Offers | None) -> None:
-        """Decides whether lgreco is registered at all, and about layers that are faster dense; collective."""
+        """Decides who averages, and about layers that are faster dense; collective."""
         assert self._plan is not None, "resolved before"
         assert self._cpu_group is not None, "there are several ranks"
         solver = self.config.solver
@@ -373,7 +382,7 @@ class State:
         self._plan = self._verdict.plan
         if self.registered:
             return
-        self._plan = dense_plan(self._plan, "auto: DDP's own is faster here")
+        self._plan = plan_without(self.way, self._plan)
         if offers is not None and solver is not None and solver.plan_replay is None:
             log = PlanLog(self.config, solver, offers, self.rank, self.world_size)
             log.forecast(self._verdict.forecast())

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from training import make, same_on_all_ranks, train
 
 import lgreco
@@ -27,14 +28,14 @@ def config(record: Path, **solver: Any) -> dict[str, Any]:
     return {"auto": True, "warmup_steps": 8, "solver": {**SOLVER, "record": str(record), **solver}}
 
 
-def measured_as(allreduce_bytes_per_s: float, exchange_bytes_per_s: float) -> Any:
-    """Replaces the calibration by links of these rates."""
+def measured_as(allreduce_bytes_per_s: float, exchange_bytes_per_s: float, bf16_element_s: float = 1.0) -> Any:
+    """Replaces the calibration by links of these rates; casting to bf16 takes ages, unless said otherwise."""
     lines = Line(1e-5, allreduce_bytes_per_s), Line(1e-5, exchange_bytes_per_s)
-    made = Calibration(2, *lines, (("quantize(bits=4, block=512)", 1e-9),), 0.0, 0.0)
+    made = Calibration(2, *lines, (("quantize(bits=4, block=512)", 1e-9),), 0.0, 0.0, bf16_element_s)
     return mock.patch("lgreco.auto.calibrate", return_value=Kept(made, Path("none"), fresh=True))
 
 
-def _trained(rank: int, world_size: int, settings: dict[str, Any], rates: tuple[float, float] | None) -> Any:
+def _trained(rank: int, world_size: int, settings: dict[str, Any], rates: tuple[float, ...] | None) -> Any:
     ddp = make()
     with measured_as(*rates) if rates else mock.patch("lgreco.auto.calibrate", side_effect=AssertionError):
         state = lgreco.attach(ddp, settings)
@@ -45,30 +46,44 @@ def _trained(rank: int, world_size: int, settings: dict[str, Any], rates: tuple[
     sent, dense = state.stats()["wire_bytes"], state.stats()["dense_bytes"]
     hooks = len(ddp._comm_hooks)
     state.close()
-    return digests, plan, state.registered, hooks, sent == dense
+    return digests, plan, state.way, hooks, sent / dense
 
 
-def _plain(rank: int, world_size: int) -> Any:
-    return train(make(), rank, range(22))
+def _plain(rank: int, world_size: int, bf16: bool = False) -> Any:
+    ddp = make()
+    if bf16:
+        ddp.register_comm_hook(ddp.process_group, bf16_compress_hook)
+    return train(ddp, rank, range(22))
 
 
 def test_where_ddp_is_faster_nothing_is_registered_and_a_replay_repeats_that(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    digests, plan, registered, hooks, all_dense = same_on_all_ranks(run(2, _trained, config(path), (1e9, 1e8)))
-    assert (registered, hooks, all_dense) == (False, 0, True)
+    digests, plan, way, hooks, sent = same_on_all_ranks(run(2, _trained, config(path), (1e9, 1e8)))
+    assert (way, hooks, sent) == ("dense", 0, 1.0)
     assert set(plan.values()) == {"dense(dtype=fp32)"}
     assert digests == same_on_all_ranks(run(2, _plain))
     (forecast,) = read(path).forecasts
-    assert not forecast.registered
+    assert forecast.way == "dense"
     assert "DDP averages as always" in forecast.text
     replay = {**config(path), "solver": {**SOLVER, "plan_replay": str(path)}}
-    assert same_on_all_ranks(run(2, _trained, replay, None))[:4] == (digests, plan, False, 0)
+    assert same_on_all_ranks(run(2, _trained, replay, None))[:4] == (digests, plan, "dense", 0)
+
+
+def test_where_the_bf16_hook_is_faster_it_averages_and_a_replay_repeats_that(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    digests, plan, way, hooks, sent = same_on_all_ranks(run(2, _trained, config(path), (1e6, 1e4, 0.0)))
+    assert (way, hooks, sent) == ("bf16", 1, 0.5)
+    assert set(plan.values()) == {"dense(dtype=bf16)"}
+    assert digests == same_on_all_ranks(run(2, _plain, True))
+    assert [forecast.way for forecast in read(path).forecasts] == ["bf16"]
+    replay = {**config(path), "solver": {**SOLVER, "plan_replay": str(path)}}
+    assert same_on_all_ranks(run(2, _trained, replay, None))[:4] == (digests, plan, "bf16", 1)
 
 
 def test_plans_in_seconds_are_the_same_everywhere_and_replay_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    digests, plan, registered, hooks, _ = same_on_all_ranks(run(2, _trained, config(path), (1e6, 1e6)))
-    assert (registered, hooks) == (True, 1)
+    digests, plan, way, hooks, _ = same_on_all_ranks(run(2, _trained, config(path), (1e6, 1e6)))
+    assert (way, hooks) == ("lgreco", 1)
     assert any(choice.startswith("quantize") for choice in plan.values())
     assert digests[-1] != same_on_all_ranks(run(2, _plain))[-1]
     record = read(path)
@@ -107,6 +122,7 @@ def test_ranks_agree_on_what_was_measured_and_keep_it(tmp_path: Path) -> None:
     fields, *rest = same_on_all_ranks(results)
     assert rest == [True, True, False, True]
     assert fields["exchange"]["bytes_per_s"] > 0
+    assert fields["bf16_element_s"] >= 0
     assert set(fields["codec_s"]) >= {"quantize(bits=4, block=512)", "lowrank(rank=4, factors=int8)"}
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from calibrations import calibration
 
-from lgreco.auto import dense_plan, judge
+from lgreco.auto import judge, plan_without
 from lgreco.candidates import Offers, make_offers
 from lgreco.choice import Dense, Quantize, parse
 from lgreco.config import Config
@@ -106,6 +107,20 @@ def test_a_link_of_another_speed_is_found_from_one_exchange(factor: float) -> No
     assert now.exposed_s(None) == pytest.approx(then.exposed_s(None))
 
 
+def test_a_small_drift_counts_when_it_is_seen_twice_running() -> None:
+    prices, plan = pricing(1e6, latency_s=0.0), offers().reference
+    usual_s = prices.busy_s(plan)
+    prices.observe(usual_s, plan)  # as calibrated
+    for busy_s in (1.6 * usual_s, usual_s, usual_s / 1.6, 1.6 * usual_s):  # noise
+        assert not prices.observe(busy_s, plan)
+    again = pricing(1e6, latency_s=0.0)
+    again.load(prices.state())
+    for each in (prices, again):
+        assert each.observe(1.6 * usual_s, plan)
+        assert each.bytes_per_s == pytest.approx(1e6 / 1.6)
+        assert not each.observe(1.6 * usual_s, plan)  # as predicted now
+
+
 def test_what_differs_under_the_first_compressed_plan_is_latency_and_codecs() -> None:
     now = pricing(1e6, latency_s=1.0, codec_s=1e-6)
     plan = offers().reference
@@ -176,16 +191,35 @@ def plan() -> Plan:
 
 def test_attach_registers_where_the_exchange_is_shorter() -> None:
     verdict = judge(calibration(1e6), plan(), 25.0)
-    assert verdict.registered
+    assert verdict.way == "lgreco"
     assert verdict.plan == plan()
     assert "lgreco is registered" in verdict.sentence
-    assert verdict.forecast().registered
+    assert verdict.forecast().way == "lgreco"
+    assert verdict.forecast().predicted_busy_ms == pytest.approx(verdict.exchange_s * 1e3)
 
 
-def test_attach_leaves_ddp_alone_where_it_is_not() -> None:
+def test_attach_leaves_it_to_the_bf16_hook_where_codecs_cannot_keep_up() -> None:
+    verdict = judge(calibration(1e6, codec_s=1e-3), plan(), 25.0, solved=True)
+    assert verdict.way == "bf16"
+    assert set(plan_without("bf16", plan()).values()) == {Dense("bf16")}
+    assert "torch's bf16 hook is registered" in verdict.sentence
+    assert verdict.forecast().predicted_busy_ms == pytest.approx(verdict.bf16_s * 1e3)
+    numel = sum(layer.numel for layer in LAYERS)
+    assert verdict.bf16_s == pytest.approx(1e-3 + 2 * numel * 1e-6)  # two ranks: each sends all of it once
+
+
+def test_attach_leaves_ddp_alone_where_casting_costs_more_than_it_saves() -> None:
+    slow_casts = replace(calibration(1e6, codec_s=1e-3), bf16_element_s=1e-3)
+    verdict = judge(slow_casts, plan(), 25.0, solved=True)
+    assert verdict.way == "dense"
+    assert verdict.forecast().predicted_busy_ms == pytest.approx(verdict.dense_s * 1e3)
+    assert slow_casts.with_overhead(2.0).bf16_element_s == 2e-3
+
+
+def test_attach_leaves_ddp_alone_where_bytes_do_not_matter() -> None:
     verdict = judge(calibration(1e12, codec_s=1e-6, dense_factor=1.0), plan(), 25.0)
-    assert not verdict.registered
-    assert set(dense_plan(plan(), "").values()) == {Dense()}
+    assert verdict.way == "dense"
+    assert set(plan_without("dense", plan()).values()) == {Dense()}
     assert "DDP averages as always" in verdict.sentence
 
 

@@ -11,7 +11,7 @@ using SelectTeam = kernels::Team<256, 16>;
 inline constexpr int kTile = SelectTeam::kMaxNumel;
 inline constexpr int kCudaDigitBits = 11;  ///< so that the counts fit in shared memory
 
-constexpr int64_t tiles_of(int64_t numel) { return (numel + kTile - 1) / kTile; }
+LGRECO_HD int64_t tiles_of(int64_t numel) { return (numel + kTile - 1) / kTile; }
 
 /// As Findings, of all arrays; what is inside may be more than was collected.
 struct DeviceFindings {

@@ -1,6 +1,6 @@
 """Accelerate with compressed gradients.
 
-torchrun --nproc-per-node 2 examples/accelerate_training.py
+torchrun --standalone --nproc-per-node 2 examples/accelerate_training.py
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="a folder that was saved, such as runs/accelerate/last")
     options = parser.parse_args()
     _, state = train(options.out, options.epochs, options.resume)
-    stats = state.stats()
-    print(f"{stats['wire_bytes']:.0f} bytes a step instead of {stats['dense_bytes']:.0f}")
+    if state.rank == 0:
+        stats = state.stats()
+        print(f"{stats['wire_bytes']:.0f} bytes a step instead of {stats['dense_bytes']:.0f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""FSDP2 with coded gradients: torchrun --nproc-per-node 2 examples/fsdp_training.py."""
+"""FSDP2 with coded gradients.
+
+torchrun --standalone --nproc-per-node 2 examples/fsdp_training.py
+"""
 
 from __future__ import annotations
 

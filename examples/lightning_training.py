@@ -1,6 +1,6 @@
 """Lightning with compressed gradients.
 
-torchrun --nproc-per-node 2 examples/lightning_training.py
+torchrun --standalone --nproc-per-node 2 examples/lightning_training.py
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="a checkpoint, such as runs/lightning/last.ckpt")
     options = parser.parse_args()
     _, compression = train(options.out, options.epochs, options.resume)
-    if compression.state is not None:
+    if compression.state is not None and compression.state.rank == 0:
         stats = compression.state.stats()
         print(f"{stats['wire_bytes']:.0f} bytes a step instead of {stats['dense_bytes']:.0f}")
 

@@ -1,6 +1,6 @@
 """Transformers' Trainer with compressed gradients.
 
-torchrun --nproc-per-node 2 examples/transformers_training.py
+torchrun --standalone --nproc-per-node 2 examples/transformers_training.py
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     options = parser.parse_args()
     _, compression = train(options.out, options.steps, options.resume)
-    if compression.state is not None:
+    if compression.state is not None and compression.state.rank == 0:
         stats = compression.state.stats()
         print(f"{stats['wire_bytes']:.0f} bytes a step instead of {stats['dense_bytes']:.0f}")
 

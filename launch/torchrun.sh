@@ -42,6 +42,9 @@ else
   [[ $head =~ ^.+:[0-9]+$ ]] || die "--head must be HOST:PORT where the $nodes nodes meet, got '$head'"
   meeting=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$job")
 fi
+python=${PYTHON:-python}
+"$python" -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("torch") is None)' ||
+  die "$python has no torch; activate the environment that has it (such as: . .venv/bin/activate), or set PYTHON"
 # A store of its own for every restart: in a shared one ranks may read the addresses of those that died (torch 2.15).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec "${PYTHON:-python}" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$per_node" --max-restarts "$restarts" "$@"
+exec "$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$per_node" --max-restarts "$restarts" "$@"

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from rich.table import Table
 from rich.text import Text
 
-_BUILD_RECORD = Path(__file__).with_name("_build.json")
+_FOLDER = Path(__file__).parent
+_BUILD_RECORD = _FOLDER / "_build.json"
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
@@ -37,7 +38,7 @@ def check_torch() -> None:
         ImportError: one sentence with what is missing, or both versions, and the way out.
     """
     if find_spec("lgreco._C") is None:
-        raise ImportError(f"lgreco has no native module for this Python; in its repository, build it with: {_REBUILD}")
+        raise ImportError(_no_native_module())
     built = build_record()
     if not built:
         return
@@ -50,6 +51,15 @@ def check_torch() -> None:
             f"{_torch_text(torch.__version__, torch.version.cuda)}; install that torch, or rebuild lgreco in its "
             f"repository with: {_REBUILD}"
         )
+
+
+def _no_native_module() -> str:
+    if (_FOLDER.parent / "csrc").is_dir():  # Python prefers the folder it is started in to what is installed
+        return (
+            f"{_FOLDER} is lgreco's source, without a native module for this Python: if lgreco is installed, start "
+            f"from another folder; else install it from here with: {_REBUILD}"
+        )
+    return f"lgreco has no native module for this Python; in its repository, build it with: {_REBUILD}"
 
 
 def build_record() -> dict[str, Any]:

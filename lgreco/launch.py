@@ -50,6 +50,7 @@ def init_process_group(
         # torchrun's agent may hold the store itself, under a prefix of this restart; env:// knows.
         dist.init_process_group(backend, timeout=timeout, device_id=device)
         return launch
+    _refuse_unknown_address(launch)
     store = dist.TCPStore(launch.address, launch.port, launch.world_size, launch.rank == 0, timeout)
     place = dist.PrefixStore("lgreco/launch", store)
     dist.init_process_group(
@@ -61,6 +62,17 @@ def init_process_group(
         device_id=device,
     )
     return launch if launch.node_rank is not None else _with_node(launch, place, socket.gethostname())
+
+
+def _refuse_unknown_address(launch: Launch) -> None:
+    """A store would look for a name that nobody knows until its timeout."""
+    try:
+        socket.getaddrinfo(launch.address, launch.port)
+    except OSError as error:
+        raise ValueError(
+            f'{launch.launcher}: the address of rank 0\'s node, "{launch.address}", is not known on '
+            f"{socket.gethostname()} ({error.strerror}); set MASTER_ADDR to one that every node knows"
+        ) from error
 
 
 def _with_node(launch: Launch, store: dist.Store, host: str) -> Launch:

@@ -213,6 +213,7 @@ class Pruner:
         self._window.end()
         self._window.sums.update(loaded.sums)
         self._window.sent_bytes = loaded.sent_bytes
+        self._watch.took_step()  # torch.distributed.checkpoint makes an optimizer's state by a step that does not count
         self._masks.clear()
         self._put(loaded.masks)
         self._open_window(keep=True)

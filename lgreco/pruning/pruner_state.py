@@ -72,20 +72,17 @@ def unpack(state: Mapping[str, Any], model: nn.Module, layers: Mapping[str, nn.P
 
     masks = _checked({name: unpack_mask(packed) for name, packed in renamed(state["masks"]).items()}, layers)
     criterion = {
-        key: renamed(value) if isinstance(value, Mapping) else value for key, value in state["criterion"].items()
+        key: _beside(renamed(value), layers) if isinstance(value, Mapping) else value
+        for key, value in state["criterion"].items()
     }
-    for value in criterion.values():
-        if isinstance(value, Mapping):
-            _check_shapes(value, layers)
-    sums = renamed(state["regrowth"]["sums"])
-    _check_shapes(sums, layers)
+    sums = _beside(renamed(state["regrowth"]["sums"]), layers)
     return Loaded(
         state["steps"],
         state["updated"],
         masks,
         [Change(**change) for change in state["changes"]],
         criterion,
-        {name: total.to(layers[name].device, copy=True) for name, total in sums.items()},
+        sums,
         state["regrowth"]["sent_bytes"],
     )
 
@@ -97,6 +94,12 @@ def _checked(masks: dict[str, torch.Tensor], layers: Mapping[str, nn.Parameter])
     if missing:
         raise ValueError(f"the pruner's state is of another model or structure: no mask for {', '.join(missing)}")
     return {name: masks[name] for name in layers if name in masks}
+
+
+def _beside(tensors: Mapping[str, torch.Tensor], layers: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Checked copies on the layers' devices: a checkpoint may have been read to the CPU."""
+    _check_shapes(tensors, layers)
+    return {name: tensor.to(layers[name].device, copy=True) for name, tensor in tensors.items()}
 
 
 def _check_shapes(tensors: Mapping[str, torch.Tensor], layers: Mapping[str, nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""A Slurm of one node in a folder: munge, slurmctld and slurmd as this user, started and stopped by a test."""
+"""A Slurm of two nodes on this machine: munge, slurmctld and two slurmd as this user, started and stopped by a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-NEEDED = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo")
+NEEDED = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo", "squeue", "scancel")
 _PATIENCE_S = 60.0
 # No cgroups and no task binding, which containers forbid; slurmd runs as the user, so only root may use root's.
 _CONF = """
@@ -24,14 +24,13 @@ SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -41,7 +40,8 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 State=UNKNOWN
+NodeName={host}-two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -53,18 +53,19 @@ def missing() -> list[str]:
 
 @contextlib.contextmanager
 def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs the three daemons; the environment in which srun and sbatch find them."""
+    """Runs the daemons; the environment in which srun and sbatch find them.
+
+    The first node has the machine's own name, so that rank 0's address is found by default.
+    """
     folder.chmod(0o755)  # munged refuses a socket that others cannot reach
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
     host = socket.gethostname().split(".")[0]
-    ports = _free_ports(2)
+    nodes = (host, f"{host}-two")
+    for name in ("state", *(f"spool-{node}" for node in nodes)):
+        (folder / name).mkdir()
+    ports = _free_ports(3)
     conf = folder / "slurm.conf"
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    conf.write_text(
-        _CONF.format(host=host, user=user, folder=folder, controller_port=ports[0], node_port=ports[1]),
-        encoding="utf-8",
-    )
+    conf.write_text(_CONF.format(host=host, user=user, folder=folder, ports=ports), encoding="utf-8")
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o600)
@@ -76,10 +77,11 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
                                f"--socket={folder}/munge.socket"], env, folder))  # fmt: skip
         _wait_for((folder / "munge.socket").exists, folder)
         daemons.append(_start(["slurmctld", "-D"], env, folder))
-        daemons.append(_start(["slurmd", "-D"], env, folder))
+        daemons += [_start(["slurmd", "-D", "-N", node], env, folder) for node in nodes]
         _wait_for(lambda: _idle(env), folder)
         yield env
     finally:
+        _end_jobs(env, user)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -96,13 +98,25 @@ def _program(name: str) -> str | None:
 def _start(words: list[str], env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
     program = _program(words[0])
     assert program is not None, words[0]
-    with (folder / f"{words[0]}.out").open("wb") as output:
+    with (folder / f"{words[0]}{words[-1] if '-N' in words else ''}.out").open("wb") as output:
         return subprocess.Popen([program, *words[1:]], env=env, stdout=output, stderr=output, start_new_session=True)
 
 
 def _idle(env: dict[str, str]) -> bool:
     told = subprocess.run(["sinfo", "--noheader", "--format=%T"], env=env, capture_output=True, text=True)
-    return told.stdout.strip() == "idle"
+    return told.stdout.split() == ["idle"]  # all nodes, on one line
+
+
+def _end_jobs(env: dict[str, str], user: str) -> None:
+    """Ends what a failed test left running: ranks would outlive the daemons."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--user", user], env=env, capture_output=True, timeout=20)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            left = subprocess.run(["squeue", "--noheader"], env=env, capture_output=True, text=True, timeout=20)
+            if left.returncode != 0 or not left.stdout.strip():
+                return
+            time.sleep(0.2)
 
 
 def _wait_for(condition: object, folder: Path) -> None:

@@ -80,6 +80,28 @@ def test_mpirun(tmp_path: Path, mpirun: str, launcher: str) -> None:
     assert [(rank["local_rank"], rank["node_rank"]) for rank in ranks] == [(0, 0), (1, 0), (2, 0)]
 
 
+@pytest.mark.parametrize(("mpirun", "launcher"), [("mpirun.openmpi", "openmpi"), ("mpirun.mpich", "hydra")])
+def test_mpirun_on_two_nodes(tmp_path: Path, mpirun: str, launcher: str) -> None:
+    """Each node is this machine under another host name, reached by what stands for ssh."""
+    if shutil.which(mpirun) is None:
+        pytest.skip(f"no {mpirun}; on Debian: apt-get install openmpi-bin mpich")
+    ssh = str(JOINING.with_name("stand_in_ssh.sh"))
+    if subprocess.run([ssh, "node01", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("unshare --user --uts is not allowed here")
+    remote = {"OMPI_MCA_plm_rsh_agent": ssh, "HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": ssh}
+    words = [LAUNCH / "mpirun.sh", "--ranks", "4", "--hosts", "node01:2,node02:2", "--", JOINING, tmp_path]
+    told = _run(*words, succeeds=False, MPIRUN=mpirun, **remote)
+    assert f'{launcher}: the address of rank 0\'s node, "node01", is not known on node0' in told
+    _run(*words, MPIRUN=mpirun, MASTER_ADDR="127.0.0.1", **remote)
+    ranks = _check(tmp_path, 4, launcher)
+    assert [(rank["local_rank"], rank["local_world_size"], rank["node_rank"]) for rank in ranks] == [
+        (0, 2, 0),
+        (1, 2, 0),
+        (0, 2, 1),
+        (1, 2, 1),
+    ]
+
+
 @pytest.mark.skipif(not _C.build_info()["mpi"], reason=_C.build_info()["mpi_reason"])
 def test_over_mpi_the_bits_are_those_over_gloo(tmp_path: Path) -> None:
     digests = []
@@ -120,11 +142,56 @@ def test_a_batch_job_of_slurm(tmp_path: Path, slurm: dict[str, str]) -> None:
     ]
 
 
+def test_a_batch_job_of_slurm_on_two_nodes(tmp_path: Path, slurm: dict[str, str]) -> None:
+    options = [
+        "--wait",
+        "--nodes",
+        "2",
+        "--ntasks-per-node",
+        "2",
+        "--cpus-per-task",
+        "2",
+        "--output",
+        tmp_path / "output",
+    ]
+    _run("sbatch", *options, LAUNCH / "slurm.sbatch", JOINING, tmp_path, **slurm)
+    ranks = _check(tmp_path, 4, "slurm")
+    assert [(rank["local_rank"], rank["local_world_size"], rank["node_rank"]) for rank in ranks] == [
+        (0, 2, 0),
+        (1, 2, 0),
+        (0, 2, 1),
+        (1, 2, 1),
+    ]
+
+
+def test_srun_of_a_torchrun_on_each_of_two_nodes(tmp_path: Path, slurm: dict[str, str]) -> None:
+    port = 20000 + (os.getpid() + 2) % 10000
+    job = [LAUNCH / "torchrun.sh", "--nodes", "2", "--per-node", "2", "--head", f"localhost:{port}", "--restarts", "1"]
+    _run("srun", "--nodes", "2", "--ntasks-per-node", "1", *job, "--", JOINING, tmp_path, **slurm)
+    ranks = _check(tmp_path, 4, "torchrun")
+    assert [(rank["local_rank"], rank["node_rank"]) for rank in ranks] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
 def test_srun_of_several_torchruns_that_do_not_meet_is_refused(tmp_path: Path, slurm: dict[str, str]) -> None:
     words = [LAUNCH / "torchrun.sh", "--per-node", "1", "--", JOINING, tmp_path]
     told = _run("srun", "--ntasks", "2", *words, succeeds=False, **slurm)
     assert "two launchers are at odds: SLURM_STEP_NUM_TASKS=2 processes were started, but GROUP_WORLD_SIZE=1" in told
     assert not list(tmp_path.glob("rank*.json"))
+
+
+@pytest.mark.parametrize(
+    "words", [("torchrun.sh", "--per-node", "2"), ("mpirun.sh", "--ranks", "2"), ("slurm.sbatch",)]
+)
+def test_a_python_without_torch_is_named(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """The usual mistake of a new shell: the environment is not active."""
+    if words[0] == "mpirun.sh" and shutil.which("mpirun") is None:
+        pytest.skip("no mpirun; on Debian: apt-get install openmpi-bin")
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n', encoding="utf-8")
+    bare.chmod(0o755)
+    script = ["a.py"] if words[0] == "slurm.sbatch" else ["--", "a.py"]
+    told = _run(LAUNCH / words[0], *words[1:], *script, succeeds=False, PYTHON=str(bare))
+    assert f"error: {bare} has no torch; activate the environment" in told
 
 
 @pytest.mark.parametrize(

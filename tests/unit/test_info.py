@@ -104,9 +104,16 @@ def test_another_torch_is_refused_in_one_sentence(
         info.check_torch()
 
 
-def test_without_a_native_module_the_import_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_native_module_the_import_says_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Inside the repository it may be built but hidden by the source beside it."""
     monkeypatch.setattr(info, "find_spec", lambda name: None)
+    monkeypatch.setattr(info, "_FOLDER", tmp_path / "lgreco")
     with pytest.raises(ImportError, match=r"^lgreco has no native module for this Python; .* pip install --no-build"):
+        info.check_torch()
+    (tmp_path / "csrc").mkdir()
+    with pytest.raises(ImportError, match=r"lgreco is lgreco's source, .* start from another folder; else install it"):
         info.check_torch()
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+import lgreco
 from lgreco.launch import _with_node
 from lgreco.launch_environment import Launch, first_host, read_launch
 
@@ -151,6 +154,21 @@ def test_a_batch_script_is_no_step_of_srun() -> None:
 def test_a_wrong_environment_is_refused_by_the_names_of_its_variables(env: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_launch(env)
+
+
+@pytest.mark.parametrize(("env", "name"), [(SRUN, "slurm: .*"), ({**OPEN_MPI, "MASTER_ADDR": "hidden"}, "openmpi: .*")])
+def test_a_name_that_nobody_knows_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], name: str
+) -> None:
+    """Without waiting for the group's timeout; what to set is said."""
+
+    def unknown(*_: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ValueError, match=rf"{name}is not known on .*Name or service not known.*set MASTER_ADDR"):
+        lgreco.init_process_group("gloo", environ=env)
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize(

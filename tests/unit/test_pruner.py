@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from lgreco.pruning import (
     ConstantSchedule,
@@ -175,6 +176,23 @@ def test_steps_that_gradscaler_skips_do_not_count(fused: bool) -> None:
     assert counted == [1, 1, 2, 2, 3, 4]
     assert pruner.report().sparsity == pytest.approx(0.5, abs=1e-3)
     assert_pruned_is_zero(model, pruner, [optimizer])
+
+
+def test_a_step_that_loading_takes_does_not_count() -> None:
+    """torch.distributed.checkpoint makes an optimizer's state by a step; a skipped step after it must not count."""
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    pruner = Pruner(model, optimizer, RAMP)
+    saved = pruner.state_dict()
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    pruner.load_state_dict(saved)
+    assert not pruner.step()
+    assert pruner.steps == 0
+    backward(model, 0)
+    optimizer.step()
+    pruner.step()
+    assert pruner.steps == 1
 
 
 def test_taylor_sees_unscaled_gradients() -> None:

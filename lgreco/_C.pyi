@@ -15,9 +15,11 @@ def layer_wire_bytes(
     choice: Mapping[str, int | float | str],
     world_size: int,
     kept: int | None = None,
+    kept_matrix: tuple[int, int] | None = None,
 ) -> float: ...
 def pack_mask(mask: torch.Tensor) -> tuple[torch.Tensor, int]: ...
 def unpack_mask(bits: torch.Tensor, numel: int) -> torch.Tensor: ...
+def kept_matrix(bits: torch.Tensor, numel: int, cols: int) -> tuple[int, int] | None: ...
 
 class Faults:
     gate_closed: bool
@@ -131,8 +133,16 @@ def simulate_choice(
 
 # The kernels, bound for tests and benchmarks alone.
 def __getattr__(name: str) -> Any: ...
-def find_threshold(arrays: Sequence[torch.Tensor], kept: int, order: str) -> tuple[int, int, int, bool]: ...
+def find_threshold(
+    arrays: Sequence[torch.Tensor], kept: int, order: str, stream: int | None = None
+) -> tuple[int, int, int, bool]: ...
 def mark_kept(
-    scores: torch.Tensor, order: str, key: int, ties: int, kept: torch.Tensor, weights: torch.Tensor | None
+    scores: torch.Tensor,
+    order: str,
+    key: int,
+    ties: int,
+    kept: torch.Tensor,
+    weights: torch.Tensor | None,
+    stream: int | None = None,
 ) -> int: ...
 def hold_mask(kept: torch.Tensor, weights: torch.Tensor) -> None: ...

@@ -67,7 +67,8 @@ class Calibration:
     def layer_s(self, layer: LayerInfo, choice: Choice) -> float:
         """What a layer adds to its bucket's exchange, the bucket's latency not counted; seconds."""
         wire_s = wire_bytes(layer, choice, self.world_size) / self.exchange.bytes_per_s
-        return wire_s + self.codec_element_s(choice) * layer.numel
+        coded_numel = layer.factored_numel if isinstance(choice, LowRank) else layer.sent_numel
+        return wire_s + self.codec_element_s(choice) * coded_numel
 
     def codec_element_s(self, choice: Choice) -> float:
         """Seconds per element beyond the wire; for low rank on the line through the measured ranks."""

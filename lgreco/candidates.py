@@ -15,7 +15,7 @@ from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK
 from lgreco.config import Config
 from lgreco.family import in_order, scale_of, strength
 from lgreco.layer import ELEMENT_BYTES, LayerInfo
-from lgreco.plan import Plan, PlannedLayer, matrix_shape, wire_bytes
+from lgreco.plan import Plan, PlannedLayer, wire_bytes
 from lgreco.solver_config import Rule, SolverConfig
 
 _RANK_STEPS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -157,7 +157,7 @@ def applies(choice: Choice, layer: LayerInfo) -> bool:
     """Whether a codec can take the layer at all."""
     if not isinstance(choice, LowRank):
         return True
-    return len(layer.shape) >= 2 and layer.sent_numel > 0 and choice.rank <= min(matrix_shape(layer.shape))
+    return len(layer.shape) >= 2 and layer.sent_numel > 0 and choice.rank <= min(layer.matrix)
 
 
 def is_exact(choice: Choice, layer: LayerInfo) -> bool:
@@ -166,13 +166,9 @@ def is_exact(choice: Choice, layer: LayerInfo) -> bool:
 
 
 def _prices(world_size: int) -> Callable[[LayerInfo, Choice], float]:
-    """Bytes that one rank sends for a layer in a step; layers of one shape and as many kept elements cost the same."""
-
-    @functools.cache
-    def price(shape: tuple[int, ...], dtype: str, kept: int | None, choice: Choice) -> float:
-        return wire_bytes(LayerInfo("", shape, dtype, kept), choice, world_size)
-
-    return lambda layer, choice: price(layer.shape, layer.dtype, layer.kept, choice)
+    """Bytes that one rank sends for a layer in a step; layers that differ in their name alone cost the same."""
+    price = functools.cache(functools.partial(wire_bytes, world_size=world_size))
+    return lambda layer, choice: price(dataclasses.replace(layer, name=""), choice)
 
 
 def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> bool:
@@ -248,7 +244,7 @@ def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str) 
 
 
 def _residual_numel(offers: Offers, row: int) -> int:
-    """Elements of a layer's residual: those that are kept, or all where the whole matrix may be factored."""
+    """Elements of a layer's residual: those that are kept, or, where it may be factored, those of its matrix."""
     layer = offers.layers[row]
     offered = (offers.choices[int(column)] for column in np.flatnonzero(offers.offered[row]))
-    return layer.numel if any(isinstance(choice, LowRank) for choice in offered) else layer.sent_numel
+    return layer.factored_numel if any(isinstance(choice, LowRank) for choice in offered) else layer.sent_numel

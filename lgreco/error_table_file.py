@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lgreco.choice import parse
-from lgreco.layer import LayerInfo
+from lgreco.layer import LayerInfo, kept_matrix_from
 
 FORMAT_VERSION = 1
 _COUNTS = ("world_size", "step", "tables")
@@ -30,6 +30,7 @@ def write(fields: Mapping[str, Any]) -> str:
                 "shape": list(layer.shape),
                 "dtype": layer.dtype,
                 **({} if layer.kept is None else {"kept": layer.kept}),
+                **({} if layer.kept_matrix is None else {"kept_matrix": list(layer.kept_matrix)}),
                 "squared_norm": float(fields["squared_norms"][row]),
                 "squared_errors": _numbers(fields["squared_errors"][row]),
                 "costs": _numbers(fields["costs"][row]),
@@ -104,8 +105,8 @@ def _check_keys(where: str, content: Any, keys: Sequence[str]) -> None:
 
 def _read_layer(row: int, entry: Any, choices: int) -> tuple[LayerInfo, dict[str, Any]]:
     """The layer of a row and the row's numbers as floats, None become NaN."""
-    masked = isinstance(entry, dict) and "kept" in entry
-    _check_keys(f"error table: layers[{row}]", entry, [*_LAYER_KEYS, *(["kept"] if masked else [])])
+    added = [key for key in ("kept", "kept_matrix") if isinstance(entry, dict) and key in entry]
+    _check_keys(f"error table: layers[{row}]", entry, [*_LAYER_KEYS, *added])
     where = f'error table: layer "{entry["name"]}"'
     shape = entry["shape"]
     if not isinstance(entry["name"], str) or not isinstance(entry["dtype"], str):
@@ -120,9 +121,13 @@ def _read_layer(row: int, entry: Any, choices: int) -> tuple[LayerInfo, dict[str
             raise ValueError(f"{where}: {name} must be a list of {choices} numbers, one for each choice, got {got}")
         numbers[name] = [_number(where, name, value, empty=True) for value in values]
     kept = entry.get("kept")
-    if masked and type(kept) is not int:
+    if "kept" in added and type(kept) is not int:
         raise ValueError(f"{where}: kept must be a whole number, got {kept!r}")
-    return LayerInfo(entry["name"], tuple(shape), entry["dtype"], kept), numbers
+    try:
+        kept_matrix = kept_matrix_from(entry.get("kept_matrix"))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return LayerInfo(entry["name"], tuple(shape), entry["dtype"], kept, kept_matrix), numbers
 
 
 def _number(where: str, name: str, value: Any, *, empty: bool) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from lgreco import _C
-from lgreco.layer import LayerInfo
+from lgreco.layer import LayerInfo, matrix_shape
 
 _DTYPES = (torch.bool, torch.uint8)
 
@@ -46,9 +46,21 @@ class LayerMask:
         """Bool [numel] on the CPU."""
         return _C.unpack_mask(self.bits, self.numel)
 
+    def matrix(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Rows and columns that it keeps of a layer of this shape; None where it keeps other than whole ones."""
+        return _C.kept_matrix(self.bits, self.numel, matrix_shape(shape)[1])
+
     def packed(self) -> tuple[int, torch.Tensor]:
         """As the native engine takes it."""
         return self.numel, self.bits
+
+
+def masked(layer: LayerInfo, masks: Mapping[str, LayerMask]) -> LayerInfo:
+    """The layer as it is under these masks."""
+    mask = masks.get(layer.name)
+    if mask is None:
+        return replace(layer, kept=None, kept_matrix=None)
+    return replace(layer, kept=mask.kept, kept_matrix=mask.matrix(layer.shape))
 
 
 def update(

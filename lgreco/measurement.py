@@ -20,7 +20,6 @@ from lgreco.choice import LowRank
 from lgreco.factor_coding import FactorCoding
 from lgreco.masks import LayerMask
 from lgreco.peers import Peers
-from lgreco.plan import matrix_shape
 from lgreco.sampling import Sample, deal, sample_of
 
 Array = npt.NDArray[np.float64]
@@ -174,7 +173,7 @@ class Meter:
         matrices, sketches = {}, {}
         for i in wanted:
             row = gradients.rows[i]
-            rows, cols = matrix_shape(self._offers.layers[row].shape)
+            rows, cols = self._offers.layers[row].matrix
             matrices[i] = self._whole(row, gradients.values[i]).view(rows, cols)
             sketches[i] = sketch.omega(rows, cols, ranks[i], self._seed, gradients.step, row)
         y = self._peers.mean([matrices[i] @ sketches[i] for i in wanted])
@@ -195,18 +194,23 @@ class Meter:
         }
 
     def _whole(self, row: int, values: torch.Tensor) -> torch.Tensor:
-        """All elements of a layer, zeros where they are pruned."""
-        mask = self._masks.get(self._offers.layers[row].name)
+        """The elements of the matrix that would be factored: zeros where they are pruned and it holds them."""
+        mask = self._scattering(row)
         if mask is None:
             return values
         whole = torch.zeros(mask.numel, dtype=values.dtype)
         whole[mask.tensor()] = values
         return whole
 
+    def _scattering(self, row: int) -> LayerMask | None:
+        """The layer's mask, where what it keeps is no matrix of its own."""
+        layer = self._offers.layers[row]
+        return self._masks.get(layer.name) if layer.kept_matrix is None else None
+
     def _spectrum(
         self, row: int, c: torch.Tensor, v: torch.Tensor, own_energy: float, sample: Sample, mean: Array
     ) -> sketch.Spectrum | sketch.MaskedSpectrum:
-        mask = self._masks.get(self._offers.layers[row].name)
+        mask = self._scattering(row)
         if mask is None:
             return sketch.spectrum_of(c, v, own_energy, sample, mean)
         places = sample.take(mask.tensor().nonzero().reshape(-1)).numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ import yaml
 from lgreco import _C
 from lgreco.choice import Choice, Dense, LowRank, parse
 from lgreco.config import Config
-from lgreco.layer import LayerInfo
+from lgreco.layer import LayerInfo, kept_matrix_from
 from lgreco.yaml_mapping import parse_yaml_mapping
 
 FORMAT_VERSION = 1
@@ -131,26 +130,22 @@ def resolve(config: Config, layers: Sequence[LayerInfo]) -> Plan:
 def worth_it(layer: LayerInfo, choice: Choice) -> bool:
     """Whether a choice sends no more bytes for this layer than dense in the gradient's own type; padding included.
 
-    Of a masked layer, dense sends what is kept; a low rank's factors are those of the whole matrix.
+    Of a masked layer, dense sends what is kept; low rank's factors are those of `LayerInfo.matrix`.
     """
-    if isinstance(choice, LowRank) and choice.rank > min(matrix_shape(layer.shape)):
+    if isinstance(choice, LowRank) and choice.rank > min(layer.matrix):
         return False
     return wire_bytes(layer, choice, 2) <= max(wire_bytes(layer, Dense(layer.dtype), 2), wire_bytes(layer, Dense(), 2))
 
 
 def wire_bytes(layer: LayerInfo, choice: Choice, world_size: int) -> float:
     """Bytes that one rank sends for a layer per step: both rounds and all stages, mean over ranks, without headers."""
-    return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), world_size, layer.kept)
+    return _C.layer_wire_bytes(layer.shape, layer.dtype, choice.to_native(), world_size, layer.kept, layer.kept_matrix)
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The matrix that low rank sees: the first dimension by all others."""
-    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-
-
-def _kept_of(layer: LayerInfo) -> dict[str, int]:
+def _kept_of(layer: LayerInfo) -> dict[str, int | list[int]]:
     """What a plan's forms add for a masked layer."""
-    return {} if layer.kept is None else {"kept": layer.kept}
+    added: dict[str, int | list[int]] = {} if layer.kept is None else {"kept": layer.kept}
+    return added if layer.kept_matrix is None else {**added, "kept_matrix": list(layer.kept_matrix)}
 
 
 def _planned(config: Config, layer: LayerInfo) -> PlannedLayer:
@@ -186,15 +181,16 @@ def _read_planned(name: object, entry: Any) -> PlannedLayer:
     """One layer of a plan's YAML form."""
     where = f'plan: layer "{name}"'
     keys = {"shape", "dtype", "choice", "because"}
-    if not isinstance(name, str) or not isinstance(entry, dict) or set(entry) - {"kept"} != keys:
+    if not isinstance(name, str) or not isinstance(entry, dict) or set(entry) - {"kept", "kept_matrix"} != keys:
         raise ValueError(f"{where}: must have the keys {', '.join(sorted(keys))}, got {entry!r}")
     shape, kept = entry["shape"], entry.get("kept")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{where}: shape must be a list of whole numbers from 0, got {shape!r}")
     if kept is not None and type(kept) is not int:
         raise ValueError(f"{where}: kept must be a whole number, got {kept!r}")
-    layer = LayerInfo(name, tuple(shape), str(entry["dtype"]), kept)
     try:
-        return PlannedLayer(layer, parse(entry["choice"]), str(entry["because"]))
+        kept_matrix, choice = kept_matrix_from(entry.get("kept_matrix")), parse(entry["choice"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    layer = LayerInfo(name, tuple(shape), str(entry["dtype"]), kept, kept_matrix)
+    return PlannedLayer(layer, choice, str(entry["because"]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lgreco.choice import Choice
-from lgreco.layer import LayerInfo
+from lgreco.layer import LayerInfo, kept_matrix_from
 from lgreco.plan import Plan, PlannedLayer, wire_bytes
 from lgreco.record import find, read
 from lgreco.record_kinds import Solve, Start
@@ -74,7 +74,11 @@ def of_solve(solve: Solve, start: Start, title: str) -> PlanSource:
             raise ValueError(f'{title}: the plan of step {solve.step} names the layer "{name}", the start does not')
     because = f"solved at step {solve.step}"
     plan = Plan(
-        PlannedLayer(replace(layers[name], kept=solve.kept.get(name)), choice, because)
+        PlannedLayer(
+            replace(layers[name], kept=solve.kept.get(name), kept_matrix=kept_matrix_from(solve.kept_matrix.get(name))),
+            choice,
+            because,
+        )
         for name, choice in solve.plan.items()
     )
     copies = 2 * (start.world_size - 1) / start.world_size  # sent by a rank in a step: both rounds

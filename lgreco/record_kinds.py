@@ -150,6 +150,7 @@ class Solve(Kind):
             budget and predicted_error; layers that are not there count 1.
         table: name of the file with the error table; None where it was not kept.
         kept: layer -> elements that its mask keeps; layers without a mask are not in it.
+        kept_matrix: layer -> rows and columns, where its mask keeps whole ones: see LayerInfo.
     """
 
     kind: ClassVar[str] = "solve"
@@ -171,6 +172,7 @@ class Solve(Kind):
     layer_weights: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
     table: str | None = _as(_maybe(_text), default=None)
     kept: Mapping[str, int] = _as(_mapping(_whole), default_factory=dict)
+    kept_matrix: Mapping[str, Sequence[int]] = _as(_mapping(_each(_whole)), default_factory=dict)
 
     @classmethod
     def of(
@@ -209,6 +211,7 @@ class Solve(Kind):
             layer_bytes=dict(zip(names, costs, strict=True)),
             layer_errors=dict(zip(names, errors, strict=True)),
             kept={p.layer.name: p.layer.kept for p in plan.planned if p.layer.kept is not None},
+            kept_matrix={p.layer.name: p.layer.kept_matrix for p in plan.planned if p.layer.kept_matrix is not None},
             layer_weights=dict(zip(names, counts, strict=False)),
             **fields,
         )

@@ -6,7 +6,6 @@ import atexit
 import gc
 import weakref
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +231,7 @@ class State:
     def _put_masks(self, masks: dict[str, LayerMask], steps: int = 0) -> None:
         """Layers, costs and the engine follow the masks."""
         self._masks = masks
-        self._layers = [
-            replace(layer, kept=masks[layer.name].kept if layer.name in masks else None) for layer in self._layers
-        ]
+        self._layers = [masking.masked(layer, masks) for layer in self._layers]
         self._plan = resolve(self.config, self._layers)
         offers = self._offers(self._plan)
         if offers is None and self._verdict is not None and self._verdict.calibration is not None:

@@ -155,16 +155,20 @@ std::optional<at::Tensor> optional_of(const engine::LayerResidual& part) {
 }
 
 // Bytes that one rank sends for a layer per step, mean over ranks: both rounds, all stages.
-// `kept`: elements that a mask keeps, if there is one; their run costs what a layer of that size costs,
-// but a factored layer is coded whole.
+// `kept`: elements that a mask keeps, if there is one; their run costs what a layer of that size costs.
+// A factored layer costs what a matrix of `kept_matrix` costs; without one it is coded whole.
 double layer_wire_bytes(const std::vector<int64_t>& shape, const std::string& dtype,
-                        const py::dict& choice, int world_size, std::optional<int64_t> kept) {
+                        const py::dict& choice, int world_size, std::optional<int64_t> kept,
+                        std::optional<std::pair<int64_t, int64_t>> kept_matrix) {
   LayerSpec layer{"layer", shape, c10::multiply_integers(shape), dtype_from(dtype)};
   const codecs::Choice native = choice_from(choice);
   if (kept) {
     require(*kept >= 0 && *kept <= layer.numel, "kept must be 0..", layer.numel, ", got ", *kept);
     if (*kept == 0) return 0.0;
     if (native.codec != "lowrank") layer = {"layer", {*kept}, *kept, layer.dtype};
+    if (native.codec == "lowrank" && kept_matrix) {
+      layer = {"layer", {kept_matrix->first, kept_matrix->second}, *kept, layer.dtype};
+    }
   }
   return engine::Plan({std::move(layer)}, {native}, world_size).wire_bytes(0);
 }
@@ -210,7 +214,8 @@ void bind_engine(py::module_& module) {
   bind_faults(module);
   bind_settings(module);
   module.def("layer_wire_bytes", &layer_wire_bytes, py::arg("shape"), py::arg("dtype"),
-             py::arg("choice"), py::arg("world_size"), py::arg("kept") = std::nullopt);
+             py::arg("choice"), py::arg("world_size"), py::arg("kept") = std::nullopt,
+             py::arg("kept_matrix") = std::nullopt);
   py::class_<engine::LayerResidual>(module, "LayerResidual", "One layer's residuals on this rank.")
       .def(py::init([](std::string name, std::optional<at::Tensor> sender,
                        std::optional<at::Tensor> owner, int64_t owner_offset,

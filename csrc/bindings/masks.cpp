@@ -10,6 +10,7 @@
 #include "bindings/bindings.h"
 #include "bindings/masks_from.h"
 #include "core/error.h"
+#include "engine/kept_matrix.h"
 
 namespace lgreco::bindings {
 namespace {
@@ -51,6 +52,16 @@ at::Tensor unpack_mask(const at::Tensor& bits, int64_t numel) {
   return mask;
 }
 
+/// (rows, columns) that a mask keeps of a matrix with `cols` columns, where it keeps just whole ones.
+std::optional<std::pair<int64_t, int64_t>> kept_matrix(const at::Tensor& bits, int64_t numel,
+                                                       int64_t cols) {
+  check_bits(bits, numel);
+  require(numel == 0 || (cols > 0 && numel % cols == 0), "cols must divide ", numel, ", got ", cols);
+  const auto kept = engine::kept_matrix(engine::Mask(bits.const_data_ptr<uint8_t>(), numel), cols);
+  if (!kept) return std::nullopt;
+  return std::pair(static_cast<int64_t>(kept->rows.size()), static_cast<int64_t>(kept->cols.size()));
+}
+
 }  // namespace
 
 engine::Masks masks_from(const PackedMasks& packed) {
@@ -69,6 +80,7 @@ void bind_masks(py::module_& module) {
   const auto released = py::call_guard<py::gil_scoped_release>();
   module.def("pack_mask", &pack_mask, py::arg("mask"), released);
   module.def("unpack_mask", &unpack_mask, py::arg("bits"), py::arg("numel"), released);
+  module.def("kept_matrix", &kept_matrix, py::arg("bits"), py::arg("numel"), py::arg("cols"), released);
 }
 
 }  // namespace lgreco::bindings

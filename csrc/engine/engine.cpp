@@ -194,8 +194,11 @@ LayerResidual Engine::residual_of(const Plan& plan, int32_t layer) const {
   LayerResidual part;
   part.name = plan.layers()[layer].name;
   part.sender = copy(residuals.of_layer(plan, layer));
-  part.warm_p = copy(residuals.of_factor(plan, layer, 0));
-  part.warm_q = copy(residuals.of_factor(plan, layer, 1));
+  for (const int side : {0, 1}) {
+    const at::Tensor factor = residuals.of_factor(plan, layer, side);
+    if (!factor.defined()) continue;
+    (side == 0 ? part.warm_p : part.warm_q) = copy(factor_of_layer(planned, side, factor));
+  }
   const auto [owner, offset] = residuals.of_owner(plan, layer, options_.rank);
   part.owner = copy(owner);
   if (owner.defined()) part.owner_offset = offset;
@@ -246,10 +249,13 @@ void Engine::load_layer(const Plan& plan, int32_t layer, const LayerResidual& pa
     const at::Tensor mine = residuals.of_factor(plan, layer, side);
     const at::Tensor& saved = side == 0 ? part.warm_p : part.warm_q;
     if (!mine.defined() || !saved.defined()) continue;
-    require(saved.dim() == 2 && saved.size(1) == mine.size(1), "layer '", part.name,
-            "': its saved factor has shape ", saved.sizes(), ", expected ", mine.sizes());
+    const PlannedLayer& planned = plan.planned()[layer];
+    const int64_t length = factor_of_layer(planned, side, mine).size(1);
+    require(saved.dim() == 2 && saved.size(1) == length, "layer '", part.name,
+            "': its saved factor has shape ", saved.sizes(), ", expected [", mine.size(0), ", ", length,
+            "]");
     const int64_t columns = std::min(mine.size(0), saved.size(0));
-    mine.narrow(0, 0, columns).copy_(saved.narrow(0, 0, columns));
+    mine.narrow(0, 0, columns).copy_(factor_of_kept(planned, side, saved).narrow(0, 0, columns));
   }
   const at::Tensor sender = residuals.of_layer(plan, layer);
   if (!sender.defined() || !part.sender.defined()) return;

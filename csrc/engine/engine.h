@@ -32,7 +32,9 @@ struct LayerResidual {
   at::Tensor sender;  ///< [numel], zero where it is pruned; undefined where no residual is kept
   at::Tensor owner;   ///< of the elements from owner_offset on; undefined where this rank owns none
   int64_t owner_offset = 0;
-  at::Tensor warm_p, warm_q;  ///< [rank, length]; undefined where no factor is kept
+  /// [rank, rows] and [rank, columns] of the layer's matrix, zero where those are pruned; undefined
+  /// where none is held.
+  at::Tensor warm_p, warm_q;
 };
 
 class Engine {

@@ -22,6 +22,7 @@ bool is_zero(const float* values, int64_t count) {
 
 Factors::Factors(const Plan& plan, const Layout& layout, bool matrix_in_residual)
     : plan_(plan), matrix_in_residual_(matrix_in_residual) {
+  int64_t run_numel = 0;
   for (const FactoredLayer& place : layout.factored()) {
     const PlannedLayer& planned = plan.planned()[place.layer];
     const codecs::LowRank& lowrank = *planned.lowrank;
@@ -32,14 +33,44 @@ Factors::Factors(const Plan& plan, const Layout& layout, bool matrix_in_residual
     work.p = {place.p_offset, lowrank.p.length, lowrank.p.stride, planned.warm_p_offset};
     work.q = {place.q_offset, lowrank.q.length, lowrank.q.stride, planned.warm_q_offset};
     if (!matrix_in_residual) work.workspace = at::empty({lowrank.rows * lowrank.cols}, at::kFloat);
+    if (const Mask* mask = planned.run_mask()) run_numel = std::max(run_numel, mask->kept());
     works_.push_back(std::move(work));
   }
+  run_ = at::empty({run_numel * element_bytes(DType::kFloat32)}, at::kByte);
   const int64_t numel = layout.factor_numel();
   memory_ = at::zeros({4, numel}, at::kFloat);
   value_ = memory_.mutable_data_ptr<float>();
   mean_ = value_ + numel;
   error_ = mean_ + numel;
   owner_error_ = error_ + numel;
+}
+
+// The gradient of what is factored.
+uint8_t* Factors::gathered(const Work& work, uint8_t* gradient, DType dtype) {
+  const Mask* mask = work.planned->mask;
+  if (mask == nullptr) return gradient;
+  if (work.planned->run_mask() == nullptr) {  // the residual is zero there already
+    kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);
+    return gradient;
+  }
+  auto* run = run_.mutable_data_ptr<uint8_t>();
+  kernels::mask_gather(mask->whole(), gradient, element_bytes(dtype), run);
+  return run;
+}
+
+// The inverse: what was rebuilt, with zeros for what is pruned, there and in the residual.
+void Factors::scatter(const Work& work, const codecs::Feedback& feedback, uint8_t* gradient,
+                      DType dtype) {
+  const Mask* mask = work.planned->mask;
+  if (mask == nullptr) return;
+  if (work.planned->run_mask() != nullptr) {
+    kernels::mask_scatter(mask->whole(), run_.const_data_ptr(), element_bytes(dtype), gradient);
+    return;
+  }
+  kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);
+  if (feedback.out != nullptr) {
+    kernels::mask_clear(mask->whole(), element_bytes(feedback.dtype), feedback.out);
+  }
 }
 
 // The last step's average, with fresh columns in place of those that carry nothing.
@@ -97,10 +128,7 @@ void Factors::project(int i, uint8_t* bucket, DType dtype, const FactorStep& ste
   const bool q_now = lowrank.alternate && takes_part(Turn::kEven, step.committed_steps);
   work.exchanges_p = lowrank.alternate && !q_now;
   load_basis(work, q_now ? work.p : work.q, step);
-  uint8_t* gradient = bucket + work.bucket_offset * element_bytes(dtype);
-  if (const Mask* mask = work.planned->mask) {  // the residual is zero there already
-    kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);
-  }
+  const uint8_t* gradient = gathered(work, bucket + work.bucket_offset * element_bytes(dtype), dtype);
   if (!q_now && lowrank.rank <= kernels::kFusedRanks) {
     work.nonzero = kernels::lowrank_gather_project(gradient, dtype, lowrank.rows, lowrank.cols, feedback,
                                                    work.matrix, lowrank.rank, factor(mean_, work.q),
@@ -134,8 +162,8 @@ bool Factors::finish(int i, uint8_t* bucket, DType dtype, const FactorStep& step
                 lowrank.rank * side->stride * sizeof(float));
   }
   if (!work.nonzero) {
-    std::memset(gradient, 0, lowrank.rows * lowrank.cols * element_bytes(dtype));
-    residuals.keep_sender(*work.planned, plan_.layers()[work.layer].numel);
+    std::memset(gradient, 0, plan_.layers()[work.layer].numel * element_bytes(dtype));
+    residuals.keep_sender(*work.planned);
     return false;
   }
   const Side& last = last_exchanged(work);
@@ -144,19 +172,14 @@ bool Factors::finish(int i, uint8_t* bucket, DType dtype, const FactorStep& step
   const auto ranks = static_cast<float>(plan_.world_size());
   for (int64_t j = 0; j < lowrank.rank * last.stride; ++j) own[j] = sent[j] - own[j] - ranks * lost[j];
   const codecs::Feedback feedback = residuals.sender(*work.planned, step.scale);
+  uint8_t* out = work.planned->run_mask() != nullptr ? run_.mutable_data_ptr<uint8_t>() : gradient;
   const bool nonfinite =
-      kernels::lowrank_reconstruct(lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p),
-                                   factor(mean_, work.q), feedback.scale, gradient, dtype, work.matrix,
-                                   factor(work.exchanges_p ? error_ : mean_, work.p),
-                                   factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out,
-                                   feedback.dtype)
+      kernels::lowrank_reconstruct(
+          lowrank.rows, lowrank.cols, lowrank.rank, factor(mean_, work.p), factor(mean_, work.q),
+          feedback.scale, out, dtype, work.matrix, factor(work.exchanges_p ? error_ : mean_, work.p),
+          factor(work.exchanges_p ? mean_ : error_, work.q), feedback.out, feedback.dtype)
           .nonfinite;
-  if (const Mask* mask = work.planned->mask) {
-    kernels::mask_clear(mask->whole(), element_bytes(dtype), gradient);
-    if (feedback.out != nullptr) {
-      kernels::mask_clear(mask->whole(), element_bytes(feedback.dtype), feedback.out);
-    }
-  }
+  scatter(work, feedback, gradient, dtype);
   return nonfinite;
 }
 
@@ -178,7 +201,7 @@ codecs::Feedback Factors::owner_error(const Piece& piece, const Tile& tile) {
 }
 
 int64_t Factors::bytes() const {
-  int64_t total = static_cast<int64_t>(memory_.nbytes());
+  int64_t total = static_cast<int64_t>(memory_.nbytes() + run_.nbytes());
   for (const Work& work : works_) total += work.workspace.defined() ? work.workspace.nbytes() : 0;
   return total;
 }

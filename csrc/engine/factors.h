@@ -10,7 +10,9 @@
 // sent after coding, less, where it is the owner, the error of coding the average, times the world size.
 // So the mean over ranks of the residuals is exactly the mean of M less what was delivered.
 //
-// Of a masked matrix what is pruned is zero in M, in the residual and in what is delivered.
+// Of a masked layer M is the matrix that its mask keeps, gathered and scattered. Where what is kept is
+// no matrix, M is the whole one, and what is pruned is zero in it, in the residual and in what is
+// delivered.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -84,6 +86,8 @@ class Factors {
     return {memory + side.offset, side.stride};
   }
   const Side& last_exchanged(const Work& work) const { return work.exchanges_p ? work.p : work.q; }
+  uint8_t* gathered(const Work& work, uint8_t* gradient, DType dtype);
+  void scatter(const Work& work, const codecs::Feedback& feedback, uint8_t* gradient, DType dtype);
   void load_basis(Work& work, const Side& side, const FactorStep& step);
   void multiply(Work& work, bool transposed);
   at::Tensor view(float* memory, const Side& side, int rank) const;
@@ -93,6 +97,7 @@ class Factors {
   const Plan& plan_;
   bool matrix_in_residual_;
   std::vector<Work> works_;
+  at::Tensor run_;     ///< one layer's run at a time, as it is gathered and before it is scattered
   at::Tensor memory_;  ///< fp32, [4, factor_numel]
   float *value_ = nullptr, *mean_ = nullptr, *error_ = nullptr, *owner_error_ = nullptr;
 };

@@ -27,8 +27,8 @@ void LaneExchange::watch(const Job& job, bool delivered) {
   }
 }
 
-// The same for a masked layer, a piece of its run at a time. Its residual is the run's, or, where the
-// whole matrix is factored, the whole layer's.
+// The same for a masked layer, a piece of what is kept at a time. Its residual is the run's, or, where
+// the whole matrix is factored, the whole layer's.
 void LaneExchange::watch_run(const PlannedLayer& planned, const uint8_t* gradient, DType dtype,
                              bool delivered, float* out) {
   const Mask& mask = *planned.mask;
@@ -41,7 +41,7 @@ void LaneExchange::watch_run(const PlannedLayer& planned, const uint8_t* gradien
     kernels::mask_gather(span, gradient + first * bytes, bytes, run_.data());
     codecs::Feedback piece = whole;
     const auto* residual = static_cast<const uint8_t*>(whole.in);
-    if (residual != nullptr && planned.lowrank) {
+    if (residual != nullptr && planned.run_mask() == nullptr) {
       kernels::mask_gather(span, residual + first * residual_bytes, residual_bytes,
                            run_residual_.data());
       piece.in = run_residual_.data();

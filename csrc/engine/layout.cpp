@@ -44,6 +44,7 @@ void Layout::place_layer(const Plan& plan, int32_t layer, std::vector<Groups>& o
   const Mask* mask = planned.run_mask();
   if (mask != nullptr) {
     masked_.push_back({.layer = layer, .bucket_offset = numel_, .run_offset = run_numel_});
+    if (planned.lowrank) factored_.back().run_offset = run_numel_;
     run_numel_ += round_up(mask->kept(), kRunAlignment);
   }
   for (const Part& part : planned.parts) {
@@ -54,7 +55,7 @@ void Layout::place_layer(const Plan& plan, int32_t layer, std::vector<Groups>& o
       owned[tile.owner][{part.stage, part.turn}].push_back(
           {.tile = id,
            .factored = planned.lowrank ? static_cast<int32_t>(factored_.size()) - 1 : -1,
-           .masked = mask != nullptr ? static_cast<int32_t>(masked_.size()) - 1 : -1,
+           .masked = mask != nullptr && !planned.lowrank ? static_cast<int32_t>(masked_.size()) - 1 : -1,
            .offset = begin + tile.dense_offset});
     }
     if (planned.lowrank) factor_numel_ += round_up(part.numel, kFactorAlignment);

@@ -31,7 +31,7 @@ static_assert(sizeof(ChunkHeader) == 32);
 struct Piece {
   int32_t tile = 0;
   int32_t factored = -1;    ///< index of the factored layer it belongs to; -1: of the gradient itself
-  int32_t masked = -1;      ///< index of the masked layer it belongs to; -1: everything is kept
+  int32_t masked = -1;      ///< index of the masked layer whose run it is cut from; -1: it is not
   int64_t offset = 0;       ///< elements
   int64_t wire_offset = 0;  ///< bytes from the chunk's start
 };
@@ -40,10 +40,11 @@ struct Piece {
 struct FactoredLayer {
   int32_t layer = 0;
   int64_t bucket_offset = 0;           ///< elements
+  int64_t run_offset = -1;             ///< of the matrix as MaskedLayer's; -1: it lies in the bucket
   int64_t p_offset = 0, q_offset = 0;  ///< elements in the memory of the bucket's factors
 };
 
-/// A layer of the bucket whose run is exchanged.
+/// A layer of the bucket whose run is exchanged, or factored.
 struct MaskedLayer {
   int32_t layer = 0;
   int64_t bucket_offset = 0;  ///< elements

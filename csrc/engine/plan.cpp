@@ -98,10 +98,15 @@ void Plan::compile_lowrank(int32_t layer, const codecs::Choice& choice) {
   const LayerSpec& spec = layers_[layer];
   PlannedLayer& planned = planned_[layer];
   planned.lowrank = codecs::make_lowrank(choice, spec.shape);
+  if (planned.mask != nullptr) planned.kept = kept_matrix(*planned.mask, planned.lowrank->cols);
+  if (planned.kept) {
+    planned.lowrank = codecs::make_lowrank(choice, {static_cast<int64_t>(planned.kept->rows.size()),
+                                                    static_cast<int64_t>(planned.kept->cols.size())});
+  }
   const codecs::LowRank& lowrank = *planned.lowrank;
   planned.residual_offset = residual_numel_;
-  planned.residual_numel = spec.numel;
-  residual_numel_ += round_up(spec.numel, 16);
+  planned.residual_numel = lowrank.rows * lowrank.cols;
+  residual_numel_ += round_up(planned.residual_numel, 16);
   const auto keep = [&](const codecs::FactorCoding& factor) {
     const int64_t offset = warm_numel_;
     warm_numel_ += round_up(lowrank.rank * factor.stride, 16);
@@ -160,7 +165,7 @@ void Plan::add_tiles(int32_t layer, uint8_t index, int owner, int64_t begin, int
     tile.offset = offset;
     tile.dense_offset = offset;
     tile.dense_numel = tile.numel;
-    if (const Mask* mask = planned.run_mask()) {
+    if (const Mask* mask = planned.run_mask(); mask != nullptr && !tile.factor) {
       tile.dense_offset = mask->dense_begin(offset);
       tile.dense_numel = mask->dense_begin(offset + tile.numel) - tile.dense_offset;
     }

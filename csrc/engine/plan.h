@@ -15,6 +15,7 @@
 #include "codecs/codec.h"
 #include "codecs/lowrank.h"
 #include "core/types.h"
+#include "engine/kept_matrix.h"
 #include "engine/mask.h"
 
 namespace lgreco::engine {
@@ -67,14 +68,16 @@ struct PlannedLayer {
   std::vector<Part> parts;                 ///< the gradient, or P and Q in this order
   std::optional<codecs::LowRank> lowrank;  ///< where the parts are factors
   const Mask* mask = nullptr;              ///< null: everything is kept
+  std::optional<KeptMatrix> kept;          ///< what is factored, where it is what the mask keeps
   int64_t residual_offset = -1;            ///< of the whole layer in the sender's arena; -1: lossless
-  int64_t residual_numel = 0;              ///< of the run; of a masked matrix that is factored the whole
+  int64_t residual_numel = 0;              ///< of the run, or of the whole layer where it has none
   int64_t warm_p_offset = -1,
           warm_q_offset = -1;  ///< of the factors in the warm-start arena; -1: not kept
 
-  /// The mask by which its parts and its residual are cut short. A factored layer's are not: the whole
-  /// matrix is factored, its pruned elements zero, and so are the residual's and the result's.
-  const Mask* run_mask() const { return lowrank ? nullptr : mask; }
+  /// The mask by which its gradient and its residual are cut short to a run. A factored layer has a run
+  /// where that is a matrix (`kept`). Else the whole one is factored, its pruned elements zero, and so
+  /// are the residual's and the result's.
+  const Mask* run_mask() const { return lowrank && !kept ? nullptr : mask; }
 };
 
 class Plan {

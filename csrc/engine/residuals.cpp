@@ -103,8 +103,10 @@ void Residuals::take_over(const Plan& plan, const Residuals& old, const Plan& ol
       const at::Tensor mine = of_factor(plan, layer, side),
                        others = old.of_factor(old_plan, layer, side);
       if (!mine.defined() || !others.defined()) continue;
+      const at::Tensor whole = factor_of_layer(old_plan.planned()[layer], side, others);
       const int64_t columns = std::min(mine.size(0), others.size(0));
-      mine.narrow(0, 0, columns).copy_(others.narrow(0, 0, columns));
+      mine.narrow(0, 0, columns)
+          .copy_(factor_of_kept(plan.planned()[layer], side, whole).narrow(0, 0, columns));
     }
     const at::Tensor target = of_layer(plan, layer);
     at::Tensor owed = old.of_layer(old_plan, layer);

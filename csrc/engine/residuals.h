@@ -39,8 +39,8 @@ class Residuals {
   /// The shadow becomes what is committed for this tile: it was not coded in this step.
   void keep_sender(const Tile& tile) { keep(sender_, tile.residual_offset, tile.numel); }
   void keep_owner(const Tile& tile) { keep(owner_, tile.owner_residual_offset, tile.numel); }
-  void keep_sender(const PlannedLayer& layer, int64_t numel) const {
-    keep(sender_, layer.residual_offset, numel);
+  void keep_sender(const PlannedLayer& layer) const {
+    keep(sender_, layer.residual_offset, layer.residual_numel);
   }
 
   /// A low-rank layer's last factor, the same on every rank: what is committed, and the step's shadow.
@@ -66,13 +66,15 @@ class Residuals {
   std::pair<at::Tensor, int64_t> of_owner(const Plan& plan, int32_t layer, int rank,
                                           std::optional<int> half = std::nullopt) const;
 
-  /// The committed factor P (0) or Q (1) of a layer, [rank, length]; undefined where none is kept.
+  /// The committed factor P (0) or Q (1) of what is factored, [rank, length]; undefined where none is
+  /// held.
   at::Tensor of_factor(const Plan& plan, int32_t layer, int side) const;
 
   /// Moves all that `old` holds under `old_plan` into the committed sender residuals: the own one,
   /// plus the owner's times the world size, which gives the same average (DESIGN, The exchange). Where
   /// masks differ, what is pruned now is dropped and what has grown again begins with zero.
-  /// Warm starts keep as many columns as both ranks have; further ones are seeded when they are used.
+  /// Warm starts keep as many columns as both ranks have; further ones are seeded when they are used. Of
+  /// a column stays what belongs to rows or columns of the matrix that are kept before and after.
   void take_over(const Plan& plan, const Residuals& old, const Plan& old_plan, int rank);
 
   int64_t bytes() const;

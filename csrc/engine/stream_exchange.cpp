@@ -190,7 +190,8 @@ class StreamExchange final : public Exchange {
     void* gradient = buffer.mutable_data_ptr();
     const DType dtype = dtype_of(buffer);
     job.masks.gather(gradient, dtype, side_.stream());
-    if (!job.factors.empty()) job.factors.project(gradient, dtype, step());
+    const StreamElements elements{gradient, job.masks.runs(), dtype};
+    if (!job.factors.empty()) job.factors.project(elements, step());
     uint8_t stage = 0;
     for (StreamGroup& group : job.groups) {
       if (!takes_part(group.turn, steps_begun_ - 1)) continue;
@@ -198,7 +199,7 @@ class StreamExchange final : public Exchange {
       stage = group.stage;
       exchange_group(job, group, gradient, dtype);
     }
-    if (!job.factors.empty()) job.factors.finish(gradient, dtype, step());
+    if (!job.factors.empty()) job.factors.finish(elements, step());
     job.masks.scatter(gradient, dtype, residuals_->sender_batch(step().scale), transaction(),
                       side_.stream());
     kernels::transaction_poison(transaction(), gradient, dtype, buffer.numel(), side_.stream());

@@ -54,7 +54,7 @@ StreamFactors::StreamFactors(const Plan& plan, const Layout& layout, at::Device 
   for (const FactoredLayer& place : layout.factored()) {
     const PlannedLayer& planned = plan.planned()[place.layer];
     works_.push_back({place, &planned, matrix_numel});
-    matrix_numel += plan.layers()[place.layer].numel;
+    matrix_numel += planned.lowrank->rows * planned.lowrank->cols;
     if (!planned.lowrank->alternate) {
       first_averages.push_back(factor_of(planned.lowrank->p, planned.lowrank->rank, place.p_offset));
     }
@@ -69,10 +69,19 @@ StreamFactors::StreamFactors(const Plan& plan, const Layout& layout, at::Device 
   turns_[1] = arrays_of(Turn::kOdd, device);
 }
 
+StreamFactors::Matrices::Matrices(std::vector<kernels::LowRankRun> matrices, at::Device device)
+    : tile_runs(array_of(kernels::number_tiles(matrices), device)) {
+  runs = array_of(matrices, device);  // numbered
+}
+
+kernels::LowRankBatch StreamFactors::Matrices::batch() const {
+  return {runs.data(), tile_runs.data(), runs.count, tile_runs.count};
+}
+
 StreamFactors::TurnArrays StreamFactors::arrays_of(Turn turn, at::Device device) {
   std::vector<kernels::WarmColumn> load, store;
   std::vector<kernels::LowRankFactor> alternating;
-  std::vector<kernels::LowRankRun> runs;
+  std::vector<kernels::LowRankRun> in_bucket, in_runs;
   for (size_t i = 0; i < works_.size(); ++i) {
     const Work& work = works_[i];
     const codecs::LowRank& lowrank = *work.planned->lowrank;
@@ -99,7 +108,8 @@ StreamFactors::TurnArrays StreamFactors::arrays_of(Turn turn, at::Device device)
       }
     }
     kernels::LowRankRun run;
-    run.gradient_offset = work.place.bucket_offset;
+    const bool in_run = work.place.run_offset >= 0;
+    run.gradient_offset = in_run ? work.place.run_offset : work.place.bucket_offset;
     run.residual_offset = work.planned->residual_offset;
     run.matrix_offset = work.matrix_offset;
     run.bit = static_cast<int64_t>(i);
@@ -112,24 +122,18 @@ StreamFactors::TurnArrays StreamFactors::arrays_of(Turn turn, at::Device device)
     run.q_offset = kMean * factor_numel_ + work.place.q_offset;
     run.own_p_offset = (gives_p ? kError : kMean) * factor_numel_ + work.place.p_offset;
     run.own_q_offset = (gives_p ? kMean : kError) * factor_numel_ + work.place.q_offset;
-    runs.push_back(run);
+    (in_run ? in_runs : in_bucket).push_back(run);
   }
-  const std::vector<uint32_t> tile_runs = kernels::number_tiles(runs);
-  tile_runs_ = to_device(tile_runs, device);
-  tile_count_ = static_cast<uint32_t>(tile_runs.size());
-  return {array_of(load, device), array_of(store, device), array_of(alternating, device),
-          array_of(runs, device)};
+  return {array_of(load, device),
+          array_of(store, device),
+          array_of(alternating, device),
+          {Matrices(std::move(in_bucket), device), Matrices(std::move(in_runs), device)}};
 }
 
 kernels::BatchFeedback StreamFactors::error(Region which) const {
   kernels::BatchFeedback feedback;
   feedback.arenas[0] = feedback.arenas[1] = region(which);
   return feedback;
-}
-
-kernels::LowRankBatch StreamFactors::batch(const TurnArrays& arrays) const {
-  return {arrays.runs.data(), static_cast<const uint32_t*>(tile_runs_.const_data_ptr()),
-          arrays.runs.count, tile_count_};
 }
 
 // P = M Q of the layers that exchange P now, or transposed: Q = M^T P of those that exchange Q.
@@ -168,14 +172,18 @@ void StreamFactors::multiply(bool transposed, Turn turn, bool alternating) {
   }
 }
 
-void StreamFactors::project(const void* bucket, DType dtype, const StreamStep& step) {
+void StreamFactors::project(const StreamElements& elements, const StreamStep& step) {
   const TurnArrays& now = arrays(step.steps_begun);
   const Turn turn = step.steps_begun % 2 == 0 ? Turn::kEven : Turn::kOdd;
   bits_.zero_();
   memory_.narrow(0, kError, 2).zero_();
-  kernels::lowrank_batch_gather(batch(now), bucket, dtype, step.residuals.sender_batch(step.scale),
-                                step.transaction, workspace_.mutable_data_ptr<float>(), bits(),
-                                step.stream);
+  for (const Matrices& matrices : now.matrices) {
+    if (matrices.runs.count == 0) continue;
+    const void* memory = &matrices == &now.matrices[0] ? elements.bucket : elements.runs;
+    kernels::lowrank_batch_gather(matrices.batch(), memory, elements.dtype,
+                                  step.residuals.sender_batch(step.scale), step.transaction,
+                                  workspace_.mutable_data_ptr<float>(), bits(), step.stream);
+  }
   kernels::warm_load(now.load.data(), now.load.count, step.residuals.warm_batch(), step.transaction,
                      step.seed, means(), step.stream);
   kernels::lowrank_batch_orthonormalise(now.alternating.data(), now.alternating.count, means(),
@@ -190,15 +198,20 @@ void StreamFactors::advance(const StreamStep& step) {
   multiply(/*transposed=*/true, Turn::kEvery, /*alternating=*/false);
 }
 
-void StreamFactors::finish(void* bucket, DType dtype, const StreamStep& step) {
+void StreamFactors::finish(const StreamElements& elements, const StreamStep& step) {
   const TurnArrays& now = arrays(step.steps_begun);
   const auto ranks = static_cast<double>(step.residuals.world_size());
   memory_[kError].neg_().add_(memory_[kValue]).sub_(memory_[kOwnerError], ranks);  // what was given
   kernels::warm_store(now.store.data(), now.store.count, step.residuals.warm_batch(), step.transaction,
                       means(), bits(), step.stream);
-  kernels::lowrank_batch_reconstruct(
-      batch(now), memory_.const_data_ptr<float>(), 1.0F, workspace_.const_data_ptr<float>(), bits(),
-      bucket, dtype, step.residuals.sender_batch(step.scale), step.transaction, step.stream);
+  for (const Matrices& matrices : now.matrices) {
+    if (matrices.runs.count == 0) continue;
+    void* memory = &matrices == &now.matrices[0] ? elements.bucket : elements.runs;
+    kernels::lowrank_batch_reconstruct(matrices.batch(), memory_.const_data_ptr<float>(), 1.0F,
+                                       workspace_.const_data_ptr<float>(), bits(), memory,
+                                       elements.dtype, step.residuals.sender_batch(step.scale),
+                                       step.transaction, step.stream);
+  }
 }
 
 int64_t StreamFactors::bytes() const {

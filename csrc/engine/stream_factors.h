@@ -40,6 +40,13 @@ struct StreamStep {
   kernels::CudaStream stream = nullptr;
 };
 
+/// Where the elements of a bucket lie: in its own memory, and in that of masked layers' runs.
+struct StreamElements {
+  void* bucket = nullptr;
+  void* runs = nullptr;
+  DType dtype = DType::kFloat32;
+};
+
 class StreamFactors {
  public:
   StreamFactors(const Plan& plan, const Layout& layout, at::Device device);
@@ -47,11 +54,11 @@ class StreamFactors {
   bool empty() const { return works_.empty(); }
 
   /// M of every layer, its bit, and the first factor to be exchanged.
-  void project(const void* bucket, DType dtype, const StreamStep& step);
+  void project(const StreamElements& elements, const StreamStep& step);
   /// The second factor to be exchanged, from the first one's average.
   void advance(const StreamStep& step);
   /// The gradients, the residuals and the next step's warm starts.
-  void finish(void* bucket, DType dtype, const StreamStep& step);
+  void finish(const StreamElements& elements, const StreamStep& step);
 
   /// What is encoded, and where averages are decoded to; a piece's offset counts from here.
   const float* values() const { return region(kValue); }
@@ -70,25 +77,30 @@ class StreamFactors {
     const PlannedLayer* planned = nullptr;
     int64_t matrix_offset = 0;
   };
+  /// Matrices whose elements lie in one memory.
+  struct Matrices {
+    Matrices(std::vector<kernels::LowRankRun> matrices, at::Device device);
+    kernels::LowRankBatch batch() const;
+    DeviceArray<kernels::LowRankRun> runs;
+    DeviceArray<uint32_t> tile_runs;
+  };
   /// What depends on whose turn it is.
   struct TurnArrays {
     DeviceArray<kernels::WarmColumn> load, store;
     DeviceArray<kernels::LowRankFactor> alternating;  ///< bases to orthonormalise
-    DeviceArray<kernels::LowRankRun> runs;
+    std::vector<Matrices> matrices;                   ///< in the bucket, among the runs
   };
 
   float* region(Region which) const { return memory_.mutable_data_ptr<float>() + which * factor_numel_; }
   kernels::BatchFeedback error(Region which) const;
   TurnArrays arrays_of(Turn turn, at::Device device);
   void multiply(bool transposed, Turn turn, bool alternating);
-  kernels::LowRankBatch batch(const TurnArrays& arrays) const;
   const TurnArrays& arrays(uint64_t steps) const { return turns_[steps % 2]; }
 
   std::vector<Work> works_;
   int64_t factor_numel_ = 0;
   at::Tensor memory_;  ///< fp32, [4, factor_numel]
-  at::Tensor workspace_, bits_, tile_runs_;
-  uint32_t tile_count_ = 0;
+  at::Tensor workspace_, bits_;
   TurnArrays turns_[2];                                 ///< by steps % 2
   DeviceArray<kernels::LowRankFactor> first_averages_;  ///< P of those that have a second stage
 };

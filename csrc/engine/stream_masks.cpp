@@ -20,7 +20,7 @@ uint8_t* at_element(void* memory, DType dtype, int64_t offset) {
 StreamMasks::StreamMasks(const Plan& plan, const Layout& layout, at::Device device) {
   for (const MaskedLayer& place : layout.masked()) add(plan, place, device);
   for (const FactoredLayer& place : layout.factored()) {
-    if (plan.planned()[place.layer].mask == nullptr) continue;
+    if (plan.planned()[place.layer].mask == nullptr || place.run_offset >= 0) continue;
     add(plan, {.layer = place.layer, .bucket_offset = place.bucket_offset}, device);
   }
   if (layout.run_numel() == 0) return;
@@ -54,7 +54,7 @@ void StreamMasks::add(const Plan& plan, const MaskedLayer& place, at::Device dev
 void StreamMasks::gather(void* bucket, DType dtype, kernels::CudaStream stream) {
   for (const Work& work : works_) {
     void* gradient = at_element(bucket, dtype, work.bucket_offset);
-    if (work.planned->lowrank) {
+    if (work.planned->run_mask() == nullptr) {
       kernels::mask_device_clear(work.mask, element_bytes(dtype), gradient, stream);
     } else if (work.planned->mask->kept() > 0) {
       kernels::mask_device_gather(work.mask, gradient, element_bytes(dtype),
@@ -67,13 +67,14 @@ void StreamMasks::scatter(void* bucket, DType dtype, const kernels::BatchFeedbac
                           const kernels::DeviceTransaction* transaction, kernels::CudaStream stream) {
   for (const Work& work : works_) {
     void* gradient = at_element(bucket, dtype, work.bucket_offset);
-    if (work.planned->lowrank || work.planned->mask->kept() == 0) {
+    const bool whole = work.planned->run_mask() == nullptr;
+    if (whole || work.planned->mask->kept() == 0) {
       kernels::mask_device_clear(work.mask, element_bytes(dtype), gradient, stream);
     } else {
       kernels::mask_device_scatter(work.mask, at_element(runs(), dtype, work.run_offset),
                                    element_bytes(dtype), gradient, stream);
     }
-    if (work.planned->lowrank) {
+    if (whole) {
       kernels::mask_device_clear_shadow(work.mask, residuals, transaction, work.planned->residual_offset,
                                         stream);
     }

@@ -15,10 +15,11 @@ class StreamMasks {
  public:
   StreamMasks(const Plan& plan, const Layout& layout, at::Device device);
 
-  /// What layers keep goes to runs(); the pruned elements of factored matrices become zero.
+  /// What layers keep goes to runs(); the pruned elements of matrices that are factored whole become
+  /// zero.
   void gather(void* bucket, DType dtype, kernels::CudaStream stream);
-  /// The inverse: runs() back to the bucket, zeros elsewhere, also in factored matrices and their
-  /// residuals' shadow.
+  /// The inverse: runs() back to the bucket, zeros elsewhere, also in matrices that are factored whole
+  /// and their residuals' shadow.
   void scatter(void* bucket, DType dtype, const kernels::BatchFeedback& residuals,
                const kernels::DeviceTransaction* transaction, kernels::CudaStream stream);
 

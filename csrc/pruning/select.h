@@ -28,7 +28,8 @@ struct Threshold {
   bool counted = false;   ///< found by counting, because the bracket missed
 };
 
-/// Finds what keeps `kept` elements of all `arrays`, which count as one, in their order.
+/// Finds what keeps `kept` elements of all `arrays`, which count as one, in their order. On CUDA:
+/// select_cuda.h.
 /// Throws ValueError for a NaN, naming its array and element, and for `kept` outside 0..all.
 Threshold find_threshold(const std::vector<Scores>& arrays, int64_t kept, Order order);
 

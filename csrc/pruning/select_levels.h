@@ -1,14 +1,9 @@
 // The passes over scores of each instruction set level, all to the same contract.
 #pragma once
 
-#include "pruning/select.h"
+#include "pruning/select_math.h"
 
 namespace lgreco::pruning {
-
-/// Keys that are collected: those between `low` and `high`, both excluded.
-struct Bracket {
-  int32_t low, high;
-};
 
 /// What a pass over scores has seen.
 struct Seen {

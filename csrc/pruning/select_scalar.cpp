@@ -8,10 +8,10 @@ namespace {
 template <Order order>
 void scan_as(const Scores& scores, const Bracket& bracket, Seen& seen, Collected& inside) {
   for (int64_t i = 0; i < scores.numel; ++i) {
-    seen.nan |= magnitude_key(scores.values[i]) >= kNanMagnitude;
+    seen.nan |= is_nan(scores.values[i]);
     const int32_t key = key_of<order>(scores.values[i]);
     seen.from_high += key >= bracket.high;
-    if (key <= bracket.low || key >= bracket.high) continue;
+    if (!in_bracket(bracket, key)) continue;
     if (inside.count == inside.most) {
       inside.overflown = true;
       return;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -21,14 +22,15 @@ def keep_largest(
 ) -> list[torch.Tensor]:
     """Masks that keep exactly `kept` elements of all tensors together.
 
-    Ties go to the lowest index, the tensors one after the other as they come. Tensors on a device are looked at on the
-    CPU, so that every device gives the same masks.
+    Ties go to the lowest index, the tensors one after the other as they come. Tensors that are all on one GPU are
+    looked at there, others, and those of a build without CUDA kernels, on the CPU; every device gives the same masks.
 
     Args:
         scores: of any shape and floating type.
         kept: how many, 0 to all.
         order: magnitude or value.
-        weights: contiguous fp32 tensors on the CPU that become 0 where they are not kept, in the same pass.
+        weights: contiguous fp32 tensors, where the scores are looked at, that become 0 where they are not kept, in the
+            same pass.
         names: of the tensors, for messages.
 
     Returns:
@@ -37,9 +39,25 @@ def keep_largest(
     Raises:
         ValueError: for a NaN, naming the tensor; or an impossible `kept`.
     """
-    arrays = [each.detach().to("cpu", torch.float32).contiguous() for each in scores]
+    device = _where(scores)
+    arrays = [each.detach().to(device, torch.float32).contiguous() for each in scores]
+    with _current(device):
+        return _selected(arrays, kept, order, weights, names, [each.device for each in scores])
+
+
+def _selected(
+    arrays: Sequence[torch.Tensor],
+    kept: int,
+    order: Order,
+    weights: Sequence[torch.Tensor] | None,
+    names: Sequence[str] | None,
+    devices: Sequence[torch.device],
+) -> list[torch.Tensor]:
+    stream = None
+    if arrays and arrays[0].device.type == "cuda":
+        stream = torch.cuda.current_stream().cuda_stream
     try:
-        key, ties, _, _ = _C.find_threshold(arrays, kept, order)
+        key, ties, _, _ = _C.find_threshold(arrays, kept, order, stream)
     except ValueError:
         for place, each in enumerate(arrays):
             if bool(each.isnan().any()):
@@ -48,7 +66,17 @@ def keep_largest(
         raise
     masks = []
     for place, array in enumerate(arrays):
-        mask = torch.empty(array.shape, dtype=torch.bool, device="cpu")
-        ties = _C.mark_kept(array, order, key, ties, mask, None if weights is None else weights[place])
-        masks.append(mask.to(scores[place].device))
+        mask = torch.empty(array.shape, dtype=torch.bool, device=array.device)
+        ties = _C.mark_kept(array, order, key, ties, mask, None if weights is None else weights[place], stream)
+        masks.append(mask.to(devices[place]))
     return masks
+
+
+def _where(scores: Sequence[torch.Tensor]) -> torch.device:
+    devices = {each.device for each in scores}
+    device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+    return device if device.type == "cuda" and _C.build_info()["cuda"] else torch.device("cpu")
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -189,6 +189,16 @@ inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
   *at += value;
   return before;
 }
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  *at += value;
+  return before;
+}
+inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  *at = std::min(before, value);
+  return before;
+}
 inline uint32_t atomicOr(uint32_t* at, uint32_t value) {
   const uint32_t before = *at;
   *at |= value;

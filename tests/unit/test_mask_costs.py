@@ -25,6 +25,7 @@ from lgreco.sketch import masked_spectrum_of
 
 WHOLE = LayerInfo("w", (200, 300), "fp32")
 KEPT = dataclasses.replace(WHOLE, kept=6000)
+MATRIX = dataclasses.replace(WHOLE, kept=6000, kept_matrix=(50, 120))
 
 
 @pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 64, 1001])
@@ -71,6 +72,47 @@ def test_a_layer_cannot_keep_more_than_it_has() -> None:
         dataclasses.replace(WHOLE, kept=60_001)
     with pytest.raises(ValueError, match=r"kept must be 0\.\.6, got 7"):
         _C.layer_wire_bytes((2, 3), "fp32", parse("dense").to_native(), 2, 7)
+    with pytest.raises(ValueError, match=r"kept_matrix must be \(rows, columns\) of 6000 elements, got \(50, 121\)"):
+        dataclasses.replace(KEPT, kept_matrix=(50, 121))
+
+
+def test_a_mask_of_whole_rows_and_columns_keeps_a_matrix() -> None:
+    """Found by the mask itself; of a convolution in its matrix of filters by weights."""
+    layer = LayerInfo("w", (20, 3, 7, 7), "bf16")
+    rows, columns = torch.arange(20) % 4 > 0, torch.arange(147) % 5 > 1
+    kept = rows.view(20, 1) & columns
+
+    def masked(mask: torch.Tensor) -> LayerInfo:
+        return masks.masked(layer, masks.update({}, {"w": mask.view(layer.shape)}, [layer]))
+
+    assert masked(kept).kept_matrix == masked(kept).matrix == (15, int(columns.sum()))
+    assert masked(rows.view(20, 1).expand(20, 147)).matrix == (15, 147)
+    assert masked(columns.expand(20, 147)).matrix == (20, int(columns.sum()))
+    one_less = kept.clone()
+    one_less[1, 2] = False
+    for other in (one_less, torch.zeros(20, 147) > 0, torch.ones(20, 147) > 0):
+        assert masked(other).kept_matrix is None
+        assert masked(other).matrix == (20, 147)
+
+
+@pytest.mark.parametrize("factors", ["fp32", "int4"])
+def test_factors_of_a_kept_matrix_cost_what_a_layer_of_its_shape_costs(factors: str) -> None:
+    alone = LayerInfo("w", (50, 120), "fp32")
+    for rank in (1, 8, 20):
+        choice = parse(f"lowrank(rank={rank}, factors={factors})")
+        assert wire_bytes(MATRIX, choice, 4) == wire_bytes(alone, choice, 4) < wire_bytes(KEPT, choice, 4)
+
+
+def test_no_rank_above_a_kept_matrix_is_offered() -> None:
+    thin = dataclasses.replace(WHOLE, kept=1200, kept_matrix=(4, 300))
+    made = offers_of(thin, candidates=[f"lowrank(rank={rank}, factors=int2)" for rank in (2, 4, 5, 8)])
+    there = [made.choices[column] for column in np.flatnonzero(made.offered[0])]
+    assert [choice.rank for choice in there if isinstance(choice, LowRank)] == [2, 4]
+    wide = offers_of(MATRIX)
+    assert wide.offered.sum() >= offers_of(KEPT).offered.sum()
+    config = Config.load({"default": "lowrank(rank=5, factors=int2)", "min_numel": 1})
+    assert resolve(config, [thin])["w"] == parse("dense(dtype=fp32)")
+    assert resolve(config, [MATRIX])["w"] == config.default
 
 
 def offers_of(layer: LayerInfo, **solver: Any) -> Offers:
@@ -100,6 +142,20 @@ def test_memory_counts_what_is_kept() -> None:
         offers_of(dataclasses.replace(WHOLE, dtype="bf16"), memory=2.0)
     kept = offers_of(dataclasses.replace(KEPT, dtype="bf16"), memory=2.0, families=["quantize"], reference="quantize")
     assert kept.measurable() == [0]
+    with pytest.raises(ValueError, match="must keep residuals hold 10"):
+        offers_of(dataclasses.replace(KEPT, dtype="bf16"), memory=2.0)
+    assert offers_of(dataclasses.replace(MATRIX, dtype="bf16"), memory=2.0).measurable() == [0]
+
+
+def test_plans_say_which_matrix_is_kept() -> None:
+    config = Config.load({"default": "lowrank(rank=2)"})
+    plan = resolve(config, [MATRIX])
+    assert Plan.from_yaml(plan.to_yaml()) == plan
+    assert plan.fingerprint() != resolve(config, [KEPT]).fingerprint()
+    for wrong in ("[50]", "[50, x]", "[50, 121]"):
+        text = plan.to_yaml().replace("kept_matrix:\n    - 50\n    - 120\n", f"kept_matrix: {wrong}\n")
+        with pytest.raises(ValueError, match="kept_matrix must be"):
+            Plan.from_yaml(text)
 
 
 def test_plans_say_what_is_kept() -> None:
@@ -125,11 +181,12 @@ def table_of(layer: LayerInfo) -> ErrorTable:
     return ErrorTable((layer,), choices, np.array([[0.0, 1.0]]), np.ones(1), np.array(costs), 4, 10)
 
 
-def test_tables_and_records_say_what_is_kept(tmp_path: Path) -> None:
-    table = table_of(KEPT)
+@pytest.mark.parametrize("layer", [KEPT, MATRIX])
+def test_tables_and_records_say_what_is_kept(tmp_path: Path, layer: LayerInfo) -> None:
+    table = table_of(layer)
     table.save(tmp_path / "table.json")
     assert ErrorTable.load(tmp_path / "table.json") == table != table_of(WHOLE)
-    plan = resolve(Config.load({"default": "quantize(bits=4)"}), [KEPT])
+    plan = resolve(Config.load({"default": "quantize(bits=4)"}), [layer])
     recorder = Recorder(tmp_path / "record.jsonl", 1)
     recorder.start(Start(0, (WHOLE,), table.choices, {}, 4))
     fields = {"budget": 2.0, "predicted_error": 1.0, "reference": "", "method": "dp", "gap": 0.0}

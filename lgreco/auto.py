@@ -102,7 +102,8 @@ def decide(
     if replayed is not None:
         recorded = read(find(replayed)).forecasts
         way: Any = recorded[-1].way if recorded else "lgreco"
-        return Verdict(way, *[float("nan")] * 3, plan)
+        unknown = float("nan")
+        return Verdict(way, unknown, unknown, unknown, plan)
     verdict = judge(calibrate(group, cpu_group, device).calibration, plan, cap_mb, solved)
     if dist.get_rank(group) == 0:
         _log.log(logging.INFO if verdict.way == "lgreco" else logging.WARNING, verdict.sentence)

@@ -185,6 +185,7 @@ def main(argv: list[str]) -> int:
         return host(Path(argv[1]), argv[2:])
     args = _parser().parse_args(argv[1:] if argv[:1] == ["--rank"] else argv)
     if argv[:1] == ["--rank"]:
+        sys.argv.remove("--rank")  # what is reported is the command that a user gave
         return rank(args)
     with tempfile.TemporaryDirectory(prefix="lgreco-transports-") as folder:
         lab = [sys.executable, str(_LAB), "--hosts", str(args.hosts), "--rate", args.rate, "--output", "rank0", "--"]

@@ -133,6 +133,9 @@ def check(path: Path, calibration: Calibration | None) -> list[dict[str, Any]]:
     model = byte_gpt(settings["width"], settings["layers"], settings["context"], settings["batch"])
     compute_s = compute_ms / 1e3
     _, ready_s = model.times(model.flops / compute_s)
+    if settings.get("ranks_per_host", 1) > 1:
+        print(f"{path.name}: left out, several ranks share a host's link there", file=sys.stderr)
+        return []
     stream = next(row for row in settings["link_check"]["rows"] if row["pattern"] == "stream")
     hosts, cores = settings["hosts"], int(content["versions"]["cores"])
     made = calibration or _without_latency(hosts)

@@ -45,6 +45,7 @@ def calibration_table(calibration: Calibration, title: str) -> Table:
         table.add_row(name, f"{line.latency_s * 1e3:.2f} ms", f"{bytes_text(line.bytes_per_s)}/s")
     for choice, seconds in calibration.codec_s:
         table.add_row(f"{choice}, beyond the wire", "", f"{seconds * 1e9:.2f} ns an element")
+    table.add_row("torch's bf16 hook, beyond the wire", "", f"{calibration.bf16_element_s * 1e9:.2f} ns an element")
     table.caption = f"repetitions +-{calibration.spread:.0%}; fitted lines within {calibration.prediction_error:.0%}"
     return table
 

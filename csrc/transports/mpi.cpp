@@ -201,8 +201,8 @@ class Lane {
       const int status = code == MPI_SUCCESS ? MPI_SUCCESS : statuses_[at].MPI_ERROR;
       finish(*active_[static_cast<size_t>(indices_[at])], status, "MPI_Testsome");
     }
-    std::erase_if(active_,
-                  [](const OperationPtr& operation) { return operation->request == MPI_REQUEST_NULL; });
+    // Which the lane alone writes.
+    std::erase_if(active_, [](const OperationPtr& operation) { return operation->done; });
     return active_.size() < before;
   }
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from kept_masks import NAMES, mask_of, masks_of
+from kept_masks import NAMES, mask_of, masks_of, train_under
 from ranks import run
 from torch import nn
 from training import (
@@ -192,19 +192,6 @@ def test_steps_without_a_gradient_or_with_an_infinity_leave_no_trace() -> None:
     run(2, _infinite)
 
 
-def _trained(ddp: Any, rank: int, steps: range, state: lgreco.State, masks: dict[int, Any]) -> list[str]:
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
-    digests = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step)).backward()
-        optimizer.step()
-        digests.append(digest(ddp.parameters()))
-        if step in masks:
-            state.set_masks(masks[step])
-    return digests
-
-
 def _resumed(rank: int, world_size: int, choice: str, split: int, gathered: bool) -> None:
     def fresh() -> tuple[Any, lgreco.State, dict[int, Any]]:
         ddp = make()
@@ -212,16 +199,16 @@ def _resumed(rank: int, world_size: int, choice: str, split: int, gathered: bool
         return ddp, lgreco.attach(ddp, everything(choice)), masks
 
     through, state, masks = fresh()
-    digests = _trained(through, rank, range(8), state, masks)
+    digests = train_under(through, rank, range(8), state, masks)
     first, state_one, _ = fresh()
-    _trained(first, rank, range(split), state_one, masks)
+    train_under(first, rank, range(split), state_one, masks)
     saved, weights = state_one.gather() if gathered else state_one.state_dict(), first.module.state_dict()
     second, state_two, _ = fresh()
     second.module.load_state_dict(weights)
     state_two.load_state_dict(saved)
     assert state_digest(state_two) == state_digest(state_one)
     later = {step: each for step, each in masks.items() if step >= split}
-    assert _trained(second, rank, range(split, 8), state_two, later) == digests[split:]
+    assert train_under(second, rank, range(split, 8), state_two, later) == digests[split:]
     assert state_digest(state_two) == state_digest(state)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.distributed as dist
-from kept_masks import NAMES, mask_of, masks_of
+from kept_masks import NAMES, mask_of, masks_of, train_under
 from ranks import run
 from training import batch_of, digest, everything, local_gradients, loss_of, make, same_on_all_ranks
 
@@ -25,19 +23,6 @@ from lgreco.solver_config import SolverConfig
 BOTH = "lowrank(rank=4, factors=int8)"
 
 
-def _steps(ddp: Any, rank: int, steps: range, state: lgreco.State, masks: dict[int, Any]) -> list[str]:
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
-    digests = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step)).backward()
-        optimizer.step()
-        digests.append(digest(ddp.parameters()))
-        if step in masks:
-            state.set_masks(masks[step])
-    return digests
-
-
 def _solved(rank: int, world_size: int) -> tuple[list[str], list[str]]:
     ddp = make()
     solver = {"interval": 4, "window": 2, "lag": 2, "alpha": 2.0, "families": ["lowrank", "dense"]}
@@ -45,7 +30,7 @@ def _solved(rank: int, world_size: int) -> tuple[list[str], list[str]]:
     masks = {step: masks_of(ddp, kind, step) for step, kind in ((5, "rows"), (9, "both"), (14, "columns"))}
     digests, plans = [], []
     for step in range(20):
-        digests += _steps(ddp, rank, range(step, step + 1), state, masks)
+        digests += train_under(ddp, rank, range(step, step + 1), state, masks)
         plans.append(str(state.plan))
         for planned in state.plan.planned:
             dense = wire_bytes(planned.layer, parse("dense(dtype=fp32)"), world_size)

@@ -34,6 +34,8 @@ _UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _MIN_RATE, _MAX_RATE = 10**6, 100 * 10**9
 _MAX_HOSTS = 64
 _END_TIMEOUT_S = 15.0
+# Where Debian keeps them, off the PATH of users who are not root.
+_TOOL_FOLDERS = ("/usr/sbin", "/sbin")
 _TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux"}
 
 
@@ -81,9 +83,13 @@ def parse_hosts(text: str) -> int:
 def namespace_command() -> list[str]:
     """The command that makes the lab's namespaces and runs what follows it as their first process.
 
+    The folders of the tools it needs are on this process's PATH from then on.
+
     Raises:
         RuntimeError: a tool is missing, or this kernel gives us no namespaces; the message says what to do.
     """
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join([*path, *(folder for folder in _TOOL_FOLDERS if folder not in path)])
     for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
             raise RuntimeError(f"{tool} is not installed: run `apt-get install {package}`")

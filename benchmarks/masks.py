@@ -44,7 +44,7 @@ class _Layer:
         """One exchange; bytes that all ranks together have sent."""
         self.ddp.zero_grad()
         self.ddp(torch.tensor(1.0 + number)).backward()
-        self.codec_ms.append(float(self.state._engine.stats()["codec_ms"]))
+        self.codec_ms.append(float(self.state._binding.engine.stats()["codec_ms"]))
         sent = torch.tensor(float(self.state.stats()["wire_bytes"]))
         dist.all_reduce(sent)
         return int(sent)

@@ -47,7 +47,7 @@ def _plans_of(rank: int, world_size: int, settings: dict[str, Any], steps: int) 
     for step in range(steps):
         train(ddp, rank, [step])
         state.state_dict()  # waits for what completed steps have left to do
-        seen.append((choices(state), state._engine.fingerprint()))
+        seen.append((choices(state), state._binding.engine.fingerprint()))
     final = digest(ddp.parameters())
     state.close()
     return seen, final
@@ -69,8 +69,8 @@ def test_plans_change_at_exact_steps_on_every_rank() -> None:
 def _read_early(rank: int, world_size: int) -> Any:
     ddp = make()
     state = lgreco.attach(ddp, config(alpha=0.6))
-    assert state._controller is not None
-    planner = state._controller._planner
+    assert state._binding.controller is not None
+    planner = state._binding.controller._planner
     decide = planner.decide
 
     def late(*args: Any, **kwargs: Any) -> Any:
@@ -159,7 +159,7 @@ def _elsewhere(rank: int, world_size: int, saved: Any, settings: dict[str, Any])
         loaded = choices(state)
         train(ddp, rank, range(10, 22))
         state.state_dict()
-    assert state._controller is None or state._controller.failure is None
+    assert state._binding.controller is None or state._binding.controller.failure is None
     final = choices(state)
     state.close()
     return loaded, final, digest(ddp.parameters()), [str(each.message) for each in caught]
@@ -194,7 +194,7 @@ def _frozen(rank: int, world_size: int) -> Any:
     state = lgreco.attach(ddp, config())
     train(ddp, rank, range(14))
     plan = choices(state)
-    assert state._controller.failure is None
+    assert state._binding.controller.failure is None
     state.close()
     return plan
 
@@ -269,10 +269,10 @@ def _broken_thread(rank: int, world_size: int, where: str) -> Any:
             def fail(*_: Any) -> Any:
                 raise RuntimeError("made on purpose")
 
-            target = state._controller._meter if where == "measure" else state._controller._planner
+            target = state._binding.controller._meter if where == "measure" else state._binding.controller._planner
             setattr(target, where, fail)
         digests = train(ddp, rank, range(16))
-        failure = state._controller.failure
+        failure = state._binding.controller.failure
         state.close()
     assert failure is not None
     assert sum("the solver has stopped, training goes on" in str(each.message) for each in caught) == 1
@@ -292,10 +292,10 @@ def _differing_plans(rank: int, world_size: int) -> Any:
         warnings.simplefilter("ignore")
         state = lgreco.attach(ddp, config())
         if rank == 1:
-            state._controller._planner._corrections[:] = 1.9
-            state._controller._planner._settings = lgreco.config.SolverConfig(**{**SOLVER, "alpha": 3.0})
+            state._binding.controller._planner._corrections[:] = 1.9
+            state._binding.controller._planner._settings = lgreco.config.SolverConfig(**{**SOLVER, "alpha": 3.0})
         train(ddp, rank, range(10))
-        failure = str(state._controller.failure)
+        failure = str(state._binding.controller.failure)
         state.close()
     return failure
 
@@ -317,7 +317,7 @@ def _no_cuda_scaler(rank: int, world_size: int) -> Any:
             optimizer.step()
     state.state_dict()
     plan, steps = choices(state), state.stats()["steps"]
-    failure = state._controller.failure
+    failure = state._binding.controller.failure
     state.close()
     return plan, steps, failure, digest(ddp.parameters())
 

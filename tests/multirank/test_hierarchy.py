@@ -206,8 +206,8 @@ def _solved(rank: int, world_size: int, steps: int, way: str, spoil: bool = Fals
             ddp, state, optimizer = start()
             ddp.module.load_state_dict(weights)
             state.load_state_dict(saved)
-    assert state._controller is not None
-    assert state._controller.failure is None
+    assert state._binding.controller is not None
+    assert state._binding.controller.failure is None
     state.close()
     return digests, plans
 

@@ -36,7 +36,7 @@ def _solved(rank: int, world_size: int) -> tuple[list[str], list[str]]:
             dense = wire_bytes(planned.layer, parse("dense(dtype=fp32)"), world_size)
             assert wire_bytes(planned.layer, planned.choice, world_size) <= dense
             assert not isinstance(planned.choice, LowRank) or planned.choice.rank <= min(planned.layer.matrix)
-    assert state._controller.failure is None
+    assert state._binding.controller.failure is None
     matrices = {planned.layer.name: planned.layer.kept_matrix for planned in state.plan.planned}
     assert matrices["odd.weight"] == (193, int(masks[14]["odd.weight"].any(0).sum()))
     state.close()
@@ -85,7 +85,7 @@ def _watched(rank: int, world_size: int) -> None:
     state = lgreco.attach(ddp, everything(BOTH))
     mask = masks_of(ddp, "both")["odd.weight"]
     state.set_masks({"odd.weight": mask})
-    engine, names = state._engine, list(state.plan)
+    engine, names = state._binding.engine, list(state.plan)
     engine.watch(1, [names.index("odd.weight")])
     loss_of(ddp, batch_of(rank, 0)).backward()
     ddp.zero_grad()

@@ -354,7 +354,7 @@ def _unnoticed(rank: int, world_size: int) -> str:
     masks["odd.weight"][0, 0] ^= rank == 1
     bits = [_C.pack_mask(masks[p.layer.name])[0] if p.layer.name in masks else None for p in state.plan.planned]
     packed = [None if b is None else (p.layer.numel, b) for p, b in zip(state.plan.planned, bits, strict=True)]
-    state._engine.set_masks(packed, [p.choice.to_native() for p in state.plan.planned])
+    state._binding.engine.set_masks(packed, [p.choice.to_native() for p in state.plan.planned])
     try:
         _gradients(ddp, rank, 0)
     except RuntimeError as error:
@@ -436,7 +436,7 @@ def _solved(rank: int, world_size: int, families: list[str]) -> tuple[list[str],
         if step == 13:
             saved = state.gather()
             assert len(saved["masks"]) == 4
-    assert state._controller.failure is None
+    assert state._binding.controller.failure is None
     for planned in state.plan.planned:
         dense = wire_bytes(planned.layer, parse("dense(dtype=fp32)"), world_size)
         assert wire_bytes(planned.layer, planned.choice, world_size) <= dense
@@ -521,7 +521,7 @@ def _watched(rank: int, world_size: int, choice: str) -> None:
     state = lgreco.attach(ddp, everything(choice))
     mask = masks_of(ddp, 0.6)["odd.weight"]
     state.set_masks({"odd.weight": mask})
-    engine, names = state._engine, list(state.plan)
+    engine, names = state._binding.engine, list(state.plan)
     engine.watch(1, [names.index("odd.weight")])
     _gradients(ddp, rank, 0)
     ddp.zero_grad()

@@ -45,7 +45,7 @@ def _changed(rank: int, world_size: int, before: str, after: str, late: bool) ->
     """Four steps with one plan, four with another; `late`: it comes when the step already waits for it."""
     ddp = make()
     state = lgreco.attach(ddp, everything(before))
-    engine = state._engine
+    engine = state._binding.engine
     choices = _choices(state, after)
     if late:
         engine.promise_plan(4)
@@ -79,7 +79,7 @@ def _nothing_is_lost(rank: int, world_size: int, before: str, after: str) -> Non
     train(ddp, rank, range(3))
     ddp.zero_grad()
     pending = undelivered(state)
-    state._engine.set_plan(3, _choices(state, after))
+    state._binding.engine.set_plan(3, _choices(state, after))
     x = batch_of(rank, 3)
     gradients = [None] * world_size
     dist.all_gather_object(gradients, local_gradients(ddp, x))
@@ -102,9 +102,9 @@ def test_a_change_of_plan_loses_nothing(before: str, after: str) -> None:
 def _no_plan(rank: int, world_size: int) -> list[str]:
     ddp = make()
     state = lgreco.attach(ddp, everything(BEFORE))
-    state._engine.promise_plan(2)
-    state._engine.set_plan(2, None)
-    state._engine.set_plan(4, _choices(state, BEFORE))  # the same again
+    state._binding.engine.promise_plan(2)
+    state._binding.engine.set_plan(2, None)
+    state._binding.engine.set_plan(4, _choices(state, BEFORE))  # the same again
     return train(ddp, rank, range(8))
 
 
@@ -116,7 +116,7 @@ def test_no_plan_or_the_same_plan_changes_nothing() -> None:
 def _closed_while_waiting(rank: int, world_size: int) -> str:
     ddp = make()
     state = lgreco.attach(ddp, everything(BEFORE))
-    state._engine.promise_plan(1)
+    state._binding.engine.promise_plan(1)
     train(ddp, rank, range(1))
     threading.Thread(target=lambda: (time.sleep(0.3), state.close())).start()
     try:
@@ -135,7 +135,7 @@ def _watched(rank: int, world_size: int, choice: str, scale: float) -> None:
     ddp = make(bucket_cap_mb=0.05)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
     state = lgreco.attach(ddp, everything(choice), scaler)
-    engine = state._engine
+    engine = state._binding.engine
     names = list(state.plan)
     engine.watch(2, [names.index("odd.weight"), names.index("gain")])
     engine.watch(2, [names.index("wide.weight")])
@@ -182,7 +182,7 @@ def test_a_snapshot_shows_what_went_in_and_what_came_out(choice: str, scale: flo
 def _watched_bad_step(rank: int, world_size: int) -> list[str]:
     ddp = make()
     state = lgreco.attach(ddp, everything(AFTER))
-    engine = state._engine
+    engine = state._binding.engine
     engine.watch(1, [0])
     train(ddp, rank, range(1))
     ddp.zero_grad()

@@ -1,17 +1,21 @@
-"""Advice: what a step would take by each way of averaging gradients, and a verdict in one sentence."""
+"""Advice: what a step takes by each way of averaging gradients, and a verdict in one sentence."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import quantiles
 from typing import Any
 
 from rich.table import Table
 
 from lgreco.calibration import Calibration
+from lgreco.cost_model import accumulated_s
+from lgreco.profile import Setup
 from lgreco.quantities import bytes_text, count_text
 
+_PASSES = (2, 4, 8)
 _CLOSE = 1.02
 """Steps this close count as equal: then the way that changes least is taken."""
 _LOSSY = 1.05
@@ -28,15 +32,72 @@ class Option:
         name: as a user would say it.
         step_s: of a forward and backward pass with it.
         error_s: half the width of the error bar.
+        predicted_s: by the cost model; None where there is nothing to predict.
         measured: whether `step_s` was measured; else it is predicted.
         memory_bytes: that a rank needs beyond DDP's own.
+        setup: how it is tried; None: nothing to try, it follows from others.
     """
 
     name: str
     step_s: float
     error_s: float
+    predicted_s: float | None = None
     measured: bool = False
     memory_bytes: float = 0.0
+    setup: Setup | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        plain = {key: value for key, value in vars(self).items() if key != "setup"}
+        return plain | ({"bucket_cap_mb": self.setup.cap_mb} if self.setup else {})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The ways that are worth comparing.
+
+    Attributes:
+        compute: a pass without exchange, the best that there is.
+        dense: DDP as it is.
+        tuned: dense at the best bucket cap; `dense` itself where that is the one it has.
+        bf16: torch's bf16 hook at its best bucket cap.
+        plan: by lgreco, at its best bucket cap.
+    """
+
+    compute: Option
+    dense: Option
+    tuned: Option
+    bf16: Option
+    plan: Option
+
+    @property
+    def accumulated(self) -> tuple[Option, ...]:
+        """Gradients exchanged as now, but in every 2nd, 4th and 8th pass only."""
+        late = max(0.0, self.dense.step_s - self.compute.step_s)
+        return tuple(
+            Option(
+                f"accumulate {passes}",
+                accumulated_s(self.compute.step_s, late, passes),
+                self.compute.error_s + self.dense.error_s / passes,
+                accumulated_s(self.compute.step_s, late, passes),
+            )
+            for passes in _PASSES
+        )
+
+    def to_try(self) -> dict[str, Setup]:
+        """By name, those that a trial can measure."""
+        return {each.name: each.setup for each in (self.dense, self.tuned, self.bf16, self.plan) if each.setup}
+
+    def tried(self, times: Mapping[str, Sequence[float]]) -> Options:
+        """With what the passes of each way really took in place of predictions."""
+
+        def measured(option: Option) -> Option:
+            step_s, error_s = median_of(times[option.name])
+            return replace(option, step_s=step_s, error_s=error_s, measured=True)
+
+        dense = measured(self.dense)
+        tuned = dense if self.tuned is self.dense else measured(self.tuned)
+        return Options(self.compute, dense, tuned, measured(self.bf16), measured(self.plan))
 
 
 @dataclass(frozen=True)
@@ -46,53 +107,51 @@ class Advice:
     Attributes:
         calibration: of these hosts.
         numel: elements of the gradient.
-        compute_s: of a pass without exchange, its best possible time.
-        compute_error_s: half the distance of its quartiles.
-        dense: DDP as it is, measured.
-        predicted_dense_s: the same by the cost model.
-        tuned: dense at the best bucket cap.
-        bf16: torch's bf16 hook at its best bucket cap.
-        accumulated: gradients exchanged every 2nd, 4th and 8th pass.
-        plan: by lgreco, at its best bucket cap.
-        verdict: one sentence.
+        options: what each way takes.
     """
 
     calibration: Calibration
     numel: int
-    compute_s: float
-    compute_error_s: float
-    dense: Option
-    predicted_dense_s: float
-    tuned: Option
-    bf16: Option
-    accumulated: tuple[Option, ...]
-    plan: Option
-    verdict: str
+    options: Options
+
+    @property
+    def verdict(self) -> str:
+        """What to do, in one sentence."""
+        return verdict(self.options)
 
     @property
     def exposed_s(self) -> float:
         """Communication that backward does not hide, with DDP as it is; measured."""
-        return max(0.0, self.dense.step_s - self.compute_s)
-
-    @property
-    def prediction_error(self) -> float:
-        """Of the dense step, relative."""
-        return self.predicted_dense_s / self.dense.step_s - 1
+        return max(0.0, self.options.dense.step_s - self.options.compute.step_s)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "calibration": self.calibration.to_dict(), "exposed_s": self.exposed_s}
+        named = {key: option.to_dict() for key, option in vars(self.options).items()}
+        return {
+            "calibration": self.calibration.to_dict(),
+            "numel": self.numel,
+            **named,
+            "accumulated": [option.to_dict() for option in self.options.accumulated],
+            "exposed_s": self.exposed_s,
+            "verdict": self.verdict,
+        }
 
     def to_table(self) -> Table:
         """For people."""
-        table = Table("way", "a pass", "over compute", "memory", title=self._title(), caption=self._caption())
-        best = Option("compute alone: the best there is", self.compute_s, self.compute_error_s, measured=True)
-        for option in (best, self.dense, self.tuned, self.bf16, *self.accumulated, self.plan):
-            how = "measured" if option.measured else "predicted"
+        table = Table("way", "predicted", "measured", "over compute", "memory", title=self._title())
+        for heading in table.columns[1:]:
+            heading.justify = "right"
+        table.caption = f"a pass in ms, with its error; exposed communication {self.exposed_s * 1e3:.1f} ms"
+        options = self.options
+        tuned = [options.tuned] if options.tuned is not options.dense else []
+        for option in (options.compute, options.dense, *tuned, options.bf16, *options.accumulated, options.plan):
+            took = f"{option.step_s * 1e3:.1f} ± {option.error_s * 1e3:.1f}"
+            predicted = "" if option.predicted_s is None else f"{option.predicted_s * 1e3:.1f}"
             table.add_row(
                 option.name,
-                f"{option.step_s * 1e3:.1f} +- {option.error_s * 1e3:.1f} ms, {how}",
-                f"{option.step_s / self.compute_s:.2f}",
+                predicted if option.measured else took,
+                took if option.measured else "",
+                f"{option.step_s / options.compute.step_s:.2f}",
                 f"+{bytes_text(option.memory_bytes)}" if option.memory_bytes else "",
             )
         return table
@@ -103,18 +162,17 @@ class Advice:
         sent = f"a rank sends {rates[0]}/s by allreduce, {rates[1]}/s by lgreco"
         return f"{made.world_size} ranks, {count_text(self.numel)} gradients; {sent}"
 
-    def _caption(self) -> str:
-        return (
-            f"exposed communication {self.exposed_s * 1e3:.1f} ms; "
-            f"the model is {self.prediction_error:+.0%} off the measured dense step"
-        )
+
+def median_of(times: Sequence[float]) -> tuple[float, float]:
+    """The median, and half the width of its 95 % interval: 1.57 interquartile ranges / sqrt(n) (McGill et al. 1978)."""
+    low, middle, high = quantiles(times, n=4, method="inclusive")
+    return middle, 1.57 * (high - low) / math.sqrt(len(times))
 
 
-def verdict(
-    compute_s: float, dense: Option, tuned: Option, bf16: Option, plan: Option, accumulated: Sequence[Option]
-) -> str:
+def verdict(options: Options) -> str:
     """One sentence: the way that changes least among those that are about the fastest."""
-    exact = _first_close([dense, tuned, bf16])
+    compute_s, dense, plan = options.compute.step_s, options.dense, options.plan
+    exact = _first_close([dense, options.tuned, options.bf16])
     chosen = plan if plan.step_s * _LOSSY + _noise(plan, exact) < exact.step_s else exact
     what = "do nothing" if chosen is dense else f"use {chosen.name}"
     saved = 1 - chosen.step_s / dense.step_s
@@ -124,10 +182,11 @@ def verdict(
         else f"a pass takes {saved:.0%} less than now"
     )
     if chosen.step_s > _LATE * compute_s:
-        for option in accumulated:
-            passes_s = compute_s + (chosen.step_s - compute_s) / _passes(option)
+        for passes in _PASSES:
+            passes_s = accumulated_s(compute_s, chosen.step_s - compute_s, passes)
             if passes_s < _SPREAD * chosen.step_s and passes_s <= _LATE * compute_s:
-                also = option.name if chosen is dense else f"{what} and {option.name}"
+                accumulate = f"accumulate {passes}"
+                also = accumulate if chosen is dense else f"{what} and {accumulate}"
                 return f"{also}: a pass then takes {1 - passes_s / dense.step_s:.0%} less than now."
     return f"{what}: {why}."
 
@@ -140,7 +199,3 @@ def _first_close(options: Sequence[Option]) -> Option:
 
 def _noise(one: Option, other: Option) -> float:
     return math.hypot(one.error_s, other.error_s) if one is not other else 0.0
-
-
-def _passes(option: Option) -> int:
-    return int(option.name.rsplit(" ", 1)[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -25,10 +26,21 @@ from lgreco.plan_commands import readable_errors
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Such as train.batch=4.")
 @click.option("--run", help="Of the settings, whose plan is proposed; by default the first that is compressed.")
 @click.option("--steps", type=click.IntRange(min=6), default=24, help="Passes of each kind.")
+@click.option("--trial/--no-trial", default=True, help="Try what is predicted to be best, or predict only.")
+@click.option(
+    "--limit", "limit_s", type=click.FloatRange(min=1), default=120.0, help="Seconds, roughly; then fewer passes."
+)
 @click.option("--refresh", is_flag=True, help="Measure links anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")
 def advise_command(
-    config: Path, assignments: tuple[str, ...], run: str | None, steps: int, refresh: bool, as_json: bool
+    config: Path,
+    assignments: tuple[str, ...],
+    run: str | None,
+    steps: int,
+    trial: bool,
+    limit_s: float,
+    refresh: bool,
+    as_json: bool,
 ) -> None:
     """Say what each way of averaging gradients would take (torchrun ... -m lgreco advise --config FILE)."""
     with readable_errors():
@@ -44,7 +56,12 @@ def advise_command(
             )
             shape = (settings.train.batch, settings.model.context + 1)
             tokens = torch.randint(0, 256, shape, device=ranks.device)
-            advice = advise(ddp, (tokens[:, :-1], tokens[:, 1:]), config=chosen, steps=steps, refresh=refresh)
+            batch = (tokens[:, :-1], tokens[:, 1:])
+            with Console(stderr=True).status("") if ranks.leads else nullcontext() as status:
+                tell = status.update if status else lambda _: None
+                advice = advise(
+                    ddp, batch, config=chosen, steps=steps, refresh=refresh, trial=trial, limit_s=limit_s, tell=tell
+                )
             if not ranks.leads:
                 return
     if as_json:

@@ -8,11 +8,12 @@ import pytest
 from calibrations import calibration
 from rich.console import Console
 
-from lgreco.advice import Advice
-from lgreco.advisor import Profile, advice_of
+from lgreco.advice import Advice, median_of
+from lgreco.advisor import options_of
 from lgreco.config import Config
 from lgreco.cost_model import exposed_s
 from lgreco.layer import LayerInfo
+from lgreco.profile import Profile
 
 LAYERS = [LayerInfo(f"layer{index}", (1024, 1024), "fp32") for index in range(4)]
 """4 MiB each."""
@@ -27,14 +28,23 @@ def advice(bytes_per_s: float, dense_s: float | None = None, spread_s: float = 0
         dense_s = 1.0 + exposed_s([0.3], [BYTES / bytes_per_s])
     around = [-spread_s, 0.0, spread_s]
     profile = Profile([1.0 + each for each in around], [dense_s + each for each in around], ready_s)
-    return advice_of(made, LAYERS, profile, Config(), cap_mb=25.0)
+    return Advice(made, 4 * 1024 * 1024, options_of(made, LAYERS, profile, Config(), cap_mb=25.0))
+
+
+def tried(found: Advice, **seconds: float) -> Advice:
+    """After a trial in which each way took so long, in three passes; where nothing is said, what was predicted."""
+    options = found.options
+    by_name = {getattr(options, key).name: each for key, each in seconds.items()}
+    predicted = {each.name: each.step_s for each in (options.dense, options.tuned, options.bf16, options.plan)}
+    times = {name: [by_name.get(name, predicted[name])] * 3 for name in options.to_try()}
+    return Advice(found.calibration, found.numel, options.tried(times))
 
 
 def test_a_fast_link_needs_nothing() -> None:
     found = advice(1e10)
     assert found.verdict.startswith("do nothing:")
-    assert found.compute_s == 1.0
-    assert found.prediction_error == pytest.approx(0.0)
+    assert found.options.compute.step_s == 1.0
+    assert found.options.dense.predicted_s == pytest.approx(found.options.dense.step_s)
 
 
 def test_what_is_within_the_noise_is_no_reason_to_change() -> None:
@@ -44,14 +54,14 @@ def test_what_is_within_the_noise_is_no_reason_to_change() -> None:
 def test_smaller_buckets_where_backward_can_hide_them() -> None:
     found = advice(1.6e8)
     assert found.verdict.startswith("use bucket_cap_mb=")
-    assert found.tuned.step_s < found.dense.step_s
+    assert found.options.tuned.step_s < found.options.dense.step_s
 
 
 def test_a_slow_link_wants_the_plan() -> None:
     found = advice(1e7)
     assert found.verdict.startswith("use lgreco quantize(bits=4, block=512)")
     # Two ranks: residuals of the whole gradient at the sender, of half of it at the owner, two of each.
-    assert found.plan.memory_bytes == 2 * 4 * 1.5 * BYTES / 4
+    assert found.options.plan.memory_bytes == 2 * 4 * 1.5 * BYTES / 4
     assert found.exposed_s == pytest.approx(BYTES / 1e7)
 
 
@@ -63,13 +73,39 @@ def test_a_link_too_slow_for_anything_wants_accumulation_too() -> None:
     found = advice(2e6)
     assert found.verdict.startswith("use lgreco quantize(bits=4, block=512)")
     assert "and accumulate " in found.verdict
-    assert [option.name for option in found.accumulated] == ["accumulate 2", "accumulate 4", "accumulate 8"]
-    assert found.accumulated[0].step_s == pytest.approx(1 + BYTES / 2e6 / 2)
+    assert [option.name for option in found.options.accumulated] == ["accumulate 2", "accumulate 4", "accumulate 8"]
+    assert found.options.accumulated[0].step_s == pytest.approx(1 + BYTES / 2e6 / 2)
 
 
 def test_error_bars_grow_with_what_the_model_got_wrong() -> None:
     exact, wrong = advice(1e7), advice(1e7, dense_s=4.0)
-    assert wrong.bf16.error_s > exact.bf16.error_s
+    assert wrong.options.bf16.error_s > exact.options.bf16.error_s
+
+
+def test_what_a_trial_shows_counts_and_not_what_was_predicted() -> None:
+    slow = advice(1e7)
+    assert tried(slow).verdict == slow.verdict
+    assert tried(slow, plan=10.0).verdict.startswith("use bf16")
+    assert tried(slow, plan=10.0, bf16=10.0, tuned=0.9, dense=0.9).verdict.startswith("do nothing:")
+    fast = advice(1e10)
+    assert tried(fast, plan=0.5).verdict.startswith("use lgreco")
+
+
+def test_a_trial_tries_each_way_once() -> None:
+    as_it_is = advice(1e10, latency_s=1.0).options.to_try()  # one bucket is best for all
+    assert list(as_it_is) == ["dense as it is", "bf16", "lgreco quantize(bits=4, block=512)"]
+    setups = advice(1.6e8).options.to_try()
+    assert [setup.way for setup in setups.values()] == ["dense", "dense", "bf16", "lgreco"]
+    plan = setups[next(name for name in setups if name.startswith("lgreco"))].config
+    assert plan is not None
+    assert plan.warmup_steps == 0
+    assert str(dict(plan.layers)["layer0"]) == "quantize(bits=4, block=512)"
+
+
+def test_a_median_is_surer_the_more_passes_there_are() -> None:
+    few, many = median_of([1.0, 2.0, 3.0]), median_of([1.0, 2.0, 3.0] * 100)
+    assert few[0] == many[0] == 2.0
+    assert many[1] < few[1] / 5
 
 
 def test_a_table_for_people_has_every_way() -> None:

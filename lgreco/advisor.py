@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgreco.advice import Advice, Option, Options, median_of
 from lgreco.agreement import leave_cpu_group, make_cpu_group
+from lgreco.attach import check
 from lgreco.auto import Way, judge
 from lgreco.calibration import Calibration
 from lgreco.calibration_cache import calibrate
@@ -68,12 +69,13 @@ def advise(
         The advice, the same on every rank; `advice.to_table()` for people, `advice.verdict` for a sentence.
 
     Raises:
-        ValueError: with a hook registered, one rank, or too few steps.
+        ValueError: with a hook registered, one rank, or too few steps; for what `attach` refuses.
     """
     settings = Config.load(config)
     group = ddp.process_group
     if ddp._comm_hooks:
         raise ValueError("advise needs a DDP module without a communication hook: dense steps are measured")
+    check(ddp)
     if dist.get_world_size(group) == 1:
         raise ValueError("one rank exchanges nothing: there is nothing to advise")
     if steps < 2 * BLOCK:
@@ -184,6 +186,7 @@ def _loss(ddp: DistributedDataParallel, batch: Any) -> torch.Tensor:
         output = ddp(**batch)
     else:
         output = ddp(*batch) if isinstance(batch, tuple | list) else ddp(batch)
+    output = getattr(output, "loss", output)  # as models of transformers give it, where the batch has labels
     if not isinstance(output, torch.Tensor):
         raise ValueError(
             f"the model gives {type(output).__name__}, no tensor: pass loss_of, (ddp, batch) -> scalar loss"

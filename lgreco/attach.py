@@ -39,7 +39,7 @@ def attach(
         ValueError: where the config or the model is not supported, or ranks disagree; says what, and what is allowed.
     """
     settings = Config.load(config)
-    _check(ddp)
+    check(ddp)
     state = State(settings, ddp.process_group)
     if not settings.enabled:
         return state
@@ -55,8 +55,12 @@ def attach(
     return state
 
 
-def _check(ddp: DistributedDataParallel) -> None:
-    """Refuses what would train dense unnoticed, or not at all."""
+def check(ddp: DistributedDataParallel) -> None:
+    """Refuses what would train dense unnoticed, or not at all.
+
+    Raises:
+        ValueError: says why, and what to do.
+    """
     if not isinstance(ddp, DistributedDataParallel):
         raise ValueError(
             f"attach takes a DistributedDataParallel module, got {type(ddp).__name__}; wrap the model first"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from ranks import run
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import batch_of, digest, loss_of, make, same_on_all_ranks, train
 
@@ -43,6 +46,47 @@ def test_every_rank_gets_the_same_advice_and_training_is_not_changed() -> None:
     # ... and that it carries much more is what a trial shows.
     ways = [advice[name] for name in ("dense", "tuned", "bf16", "plan")]
     assert all(each["measured"] and each["step_s"] < each["predicted_s"] / 2 for each in ways)
+
+
+@dataclass
+class _Output:
+    """As models of transformers give their loss."""
+
+    loss: torch.Tensor
+
+
+class _Normed(nn.Module):
+    """Buffers that DDP broadcasts, a layer that is never used, and a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(96, 96), nn.BatchNorm1d(96), nn.Linear(96, 4)
+        self.unused = nn.Linear(96, 96)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> _Output:
+        """[n, 96], [n] -> mean cross-entropy."""
+        return _Output(nn.functional.cross_entropy(self.last(self.norm(self.first(x))), labels))
+
+
+def _advised_as_it_stands(rank: int, world_size: int) -> Any:
+    verdicts = []
+    for options in ({"find_unused_parameters": True}, {"static_graph": True, "gradient_as_bucket_view": True}):
+        ddp = make(_Normed, **options)
+        batch = {"x": batch_of(rank, 0), "labels": torch.arange(4)}
+        heard: list[str] = []
+        advice = lgreco.advise(ddp, batch, steps=6, tell=heard.append)
+        assert len(heard) == 3
+        verdicts.append(advice.to_dict())
+        for _ in range(2):
+            ddp(**batch).loss.backward()
+        assert ddp.module.first.weight.grad.abs().sum() > 0
+        assert ddp.module.unused.weight.grad is None or not ddp.module.unused.weight.grad.any()
+    return verdicts
+
+
+def test_models_as_others_write_them_are_advised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert all(each["plan"]["measured"] for each in same_on_all_ranks(run(2, _advised_as_it_stands)))
 
 
 def _refused(rank: int, world_size: int) -> None:

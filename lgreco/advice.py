@@ -115,6 +115,11 @@ class Advice:
     options: Options
 
     @property
+    def best(self) -> Option:
+        """What the verdict is about."""
+        return best(self.options)
+
+    @property
     def verdict(self) -> str:
         """What to do, in one sentence."""
         return verdict(self.options)
@@ -133,6 +138,7 @@ class Advice:
             **named,
             "accumulated": [option.to_dict() for option in self.options.accumulated],
             "exposed_s": self.exposed_s,
+            "best": self.best.name,
             "verdict": self.verdict,
         }
 
@@ -169,18 +175,17 @@ def median_of(times: Sequence[float]) -> tuple[float, float]:
     return middle, 1.57 * (high - low) / math.sqrt(len(times))
 
 
+def best(options: Options) -> Option:
+    """The way that changes least among those that are about the fastest; accumulation is not among them."""
+    exact = _first_close([options.dense, options.tuned, options.bf16])
+    plan = options.plan
+    return plan if plan.step_s * _LOSSY + _noise(plan, exact) < exact.step_s else exact
+
+
 def verdict(options: Options) -> str:
-    """One sentence: the way that changes least among those that are about the fastest."""
-    compute_s, dense, plan = options.compute.step_s, options.dense, options.plan
-    exact = _first_close([dense, options.tuned, options.bf16])
-    chosen = plan if plan.step_s * _LOSSY + _noise(plan, exact) < exact.step_s else exact
+    """The best way in one sentence, with accumulation where much is still exposed."""
+    compute_s, dense, chosen = options.compute.step_s, options.dense, best(options)
     what = "do nothing" if chosen is dense else f"use {chosen.name}"
-    saved = 1 - chosen.step_s / dense.step_s
-    why = (
-        "no other way is faster by more than its error"
-        if chosen is dense
-        else f"a pass takes {saved:.0%} less than now"
-    )
     if chosen.step_s > _LATE * compute_s:
         for passes in _PASSES:
             passes_s = accumulated_s(compute_s, chosen.step_s - compute_s, passes)
@@ -188,7 +193,9 @@ def verdict(options: Options) -> str:
                 accumulate = f"accumulate {passes}"
                 also = accumulate if chosen is dense else f"{what} and {accumulate}"
                 return f"{also}: a pass then takes {1 - passes_s / dense.step_s:.0%} less than now."
-    return f"{what}: {why}."
+    if chosen is dense:
+        return f"{what}: no other way is faster by more than its error."
+    return f"{what}: a pass takes {1 - chosen.step_s / dense.step_s:.0%} less than now."
 
 
 def _first_close(options: Sequence[Option]) -> Option:

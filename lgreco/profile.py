@@ -100,7 +100,7 @@ class Passes:
         return Profile(compute_s, dense_s, ready_s if all(each == each for each in ready_s) else None)
 
     def trial(self, setups: Mapping[str, Setup], steps: int) -> dict[str, list[float]]:
-        """Each one's passes, the slowest rank of each, on twins of the module that are there only for their turn."""
+        """`steps` or a few more passes of each, the slowest rank's, on twins that are there only for their turn."""
         times: dict[str, list[float]] = {name: [] for name in setups}
         with self._undisturbed():
             for _ in self._turns(_ROUNDS):

@@ -149,7 +149,8 @@ class State:
         )
         if self._controller is not None:
             packed["solver"] = self._controller.state()
-        return packed
+        decided = None if self._verdict is None else self._verdict.state()
+        return packed if decided is None else {**packed, "auto": decided}
 
     def gather(self) -> dict[str, Any]:
         """All ranks' states in one dict, the same on every rank; collective. Loads at any world size."""
@@ -167,11 +168,14 @@ class State:
         still to be added to the averaged gradient is kept (sum over ranks / world size); at W' = 1 nothing is exchanged
         and nothing kept. A state without per-rank parts sets the step count; residuals then start at zero, with one
         warning. Masks become those of the state; one that was saved before there were masks leaves them as they are.
+        Under `auto`, layers are dense where they were in the run that was saved; where another way of averaging has
+        been decided for, a warning says so.
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.
         """
         checkpoint.check(state)
+        verdict = self._verdict.following(state["auto"]) if self._verdict and "auto" in state else self._verdict
         if self._engine is None:
             self._pending = state  # the layers are not known yet
             return
@@ -179,7 +183,8 @@ class State:
         masks = masking.unpack(state["masks"], self._layers) if "masks" in state else self._masks
 
         def load_plans() -> None:
-            if masks or self._masks:
+            self._verdict, before = verdict, self._verdict
+            if masks or self._masks or (verdict is not before and controller is None):
                 self._put_masks(masks)
             if controller is not None:
                 controller.load(state.get("solver"), state["steps"])
@@ -377,6 +382,7 @@ class State:
             self._plan,
             ddp.bucket_bytes_cap / MIB,
             solved=offers is not None,
+            given=self.config.auto if isinstance(self.config.auto, str) else None,
             replayed=None if solver is None else solver.plan_replay,
         )
         self._plan = self._verdict.plan

@@ -31,11 +31,10 @@ from typing import Any
 
 import report
 from frontier_ranks import run_job
-from frontier_runs import Job, Results, Run, config_of, read_runs
+from frontier_runs import Job, Results, Run, config_of, only, read_runs
 from frontier_summary import COLUMNS, rows_of, shown
 from frontier_tasks import OPTIMIZERS, TASKS, settings_of
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 _INTERRUPTED = 130
 
@@ -60,20 +59,15 @@ def jobs_of(args: argparse.Namespace, runs: Sequence[Run]) -> list[Job]:
 
 def run_all(jobs: Sequence[Job], results: Results, args: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
     """Trains what is not there yet; returns run's name -> seed -> record."""
-    console = Console(stderr=True)
     records: dict[str, dict[int, dict[str, Any]]] = {}
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(), console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar:
+    with report.progress(TextColumn("{task.fields[figures]}")) as bar:
         overall = bar.add_task("jobs", total=len(jobs), figures="")
         for job in jobs:
             record = results.finished(job) if args.resume else None
             if record is None:
                 record = results.keep(job, _run_one(job, args.timeout_s, bar))
                 said = f"died: {record['died']}" if record["died"] else f"validation loss {record['val_loss']:.4f}"
-                console.print(f"{job.title}: {said}", highlight=False, markup=False, soft_wrap=True)
+                bar.console.print(f"{job.title}: {said}", highlight=False, markup=False, soft_wrap=True)
             records.setdefault(job.run, {})[job.seed] = record
             bar.advance(overall)
     return records
@@ -116,7 +110,7 @@ def main() -> int:
     parser = _parser()
     args = parser.parse_args()
     try:
-        runs = read_runs(args.runs, args.config, args.warmup_steps)
+        runs = only(args.only, read_runs(args.runs, args.config, args.warmup_steps))
         jobs = jobs_of(args, runs)
     except ValueError as error:
         parser.error(str(error))
@@ -144,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="sgd: digits only (default: %(default)s)")
     add("--runs", nargs="+", default=[], metavar="RUN", help="dense, a choice, NAME=CHOICE or NAME=FILE.yaml")
     add("--config", type=Path, nargs="+", default=[], metavar="FILE", help="YAML mapping from names to lgreco configs")
+    add("--only", nargs="+", metavar="NAME", help="of the runs named so far, these alone")
     add("--warmup-steps", type=int, default=20, help="dense steps of configs that do not say (default: %(default)s)")
     add("--timeout-s", type=float, default=1800.0, help="longest time for one run (default: %(default)s)")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the results of the runs and the figure")

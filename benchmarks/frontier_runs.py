@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,19 @@ def read_runs(words: Iterable[str], files: Iterable[Path], warmup_steps: int) ->
     return runs
 
 
+def only(names: Sequence[str] | None, runs: Sequence[Run]) -> list[Run]:
+    """The runs of these names; all where None.
+
+    Raises:
+        ValueError: a name that no run has.
+    """
+    known = [run.name for run in runs]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"only must name runs, which are {', '.join(known)}, got {name!r}")
+    return [run for run in runs if names is None or run.name in names]
+
+
 def config_of(run: Run, seed: int) -> dict[str, Any]:
     """The run's config, complete; seeds differ in lgreco's random numbers too, unless the config names one."""
     return lgreco.Config.load({"seed": seed, **run.config}).to_dict()
@@ -119,11 +132,10 @@ class Results:
 
     def finished(self, job: Job) -> dict[str, Any] | None:
         """The result of this very job; None where it has not run, or died."""
-        path = self.path(job)
-        if not path.is_file():
+        record = report.read_json(self.path(job), ("job", "died"))
+        if record is None or record["job"] != job.identity or record["died"] is not None:
             return None
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record if record["job"] == job.identity and record["died"] is None else None
+        return record
 
     def keep(self, job: Job, record: Mapping[str, Any]) -> dict[str, Any]:
         """Writes a job's result, whole or not at all; returns what `finished` would."""

@@ -26,6 +26,7 @@ from typing import Any
 import report
 import torch
 import torch.distributed as dist
+from rich.progress import Progress, TaskID
 from torch.nn.parallel import DistributedDataParallel
 
 import lgreco
@@ -51,7 +52,7 @@ class _Run:
         self.step_ms: list[float] = []
         self.cpu_ms: list[float] = []
 
-    def train(self, steps: int) -> None:
+    def train(self, steps: int, bar: Progress, task: TaskID) -> None:
         """Goes on for so many steps."""
         for _ in range(steps):
             tokens, targets = training_windows(
@@ -64,30 +65,32 @@ class _Run:
             self._optimizer.step()
             self.step_ms.append(1e3 * (time.perf_counter() - begun))
             self.cpu_ms.append(1e3 * (_cpu_s() - cpu_s))
+            bar.advance(task)
 
     def weights(self) -> torch.Tensor:
         """All of them, flat."""
         return torch.cat([parameter.detach().flatten() for parameter in self._ddp.parameters()])
 
 
-def measure(corpus: Corpus, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def measure(corpus: Corpus, args: argparse.Namespace, folder: Path, bar: Progress) -> list[dict[str, Any]]:
     """A row for the run with the solver and one for its twin."""
     record, solver = folder / "record.jsonl", {"reference": args.reference}
     interval = Config.load({"solver": solver}).solver.interval  # type: ignore[union-attr]
     steps = args.intervals * interval
+    task = bar.add_task("steps", total=3 * steps)
 
     def run(**solver_config: Any) -> _Run:
         return _Run(corpus, {"warmup_steps": args.warmup_steps, "solver": solver_config}, args.context, args.batch)
 
     made = run(**solver, record=str(record))
-    made.train(steps)
+    made.train(steps, bar, task)
     made.state.close()
     dist.barrier()
     solved = run(**solver, record=str(folder / "solved.jsonl"))
     replayed = run(**solver, plan_replay=str(record))
     for turn in range(args.intervals):
         for each in (solved, replayed) if turn % 2 else (replayed, solved):
-            each.train(interval)
+            each.train(interval, bar, task)
     if not torch.equal(solved.weights(), replayed.weights()):
         raise RuntimeError("the twin has other weights, so it did not do the same work")
     solved.state.close()
@@ -144,7 +147,8 @@ def main() -> int:
     dist.init_process_group("gloo")
     folder = [tempfile.mkdtemp(prefix="lgreco-overhead-") if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(folder)
-    rows = measure(Corpus.load(args.text), args, Path(str(folder[0])))
+    with report.progress(seen=dist.get_rank() == 0) as bar:
+        rows = measure(Corpus.load(args.text), args, Path(str(folder[0])), bar)
     if dist.get_rank() == 0:
         report.print_table(rows, _COLUMNS, title=f"{dist.get_world_size()} ranks, {args.intervals} intervals")
         if args.json:

@@ -9,9 +9,10 @@ text from the same weights; after each block the validation loss is taken, outsi
 target: its validation loss after --passes passes. Who has not reached it by then goes on for as long as dense took.
 
 pass_ms: of a forward and backward pass, the slowest host's, mean over a block, median over blocks; accumulation
-exchanges in every --accumulate-th pass. seconds_to_target: training time alone. cpu_ms: one host's process, a pass,
-mean over hosts. wire_bytes: sent by a rank in the last step; link_bytes: by its interface in a pass. A method that
-dies or hangs is reported with its last words and has no figures.
+exchanges in every --accumulate-th pass. over_best: a pass over that of the best of dense, bf16 and accumulation, from
+blocks of the same round, with its interval at 95 %. seconds_to_target: training time alone. cpu_ms: one host's
+process, a pass, mean over hosts. wire_bytes: sent by a rank in the last step; link_bytes: by its interface in a pass. A
+method that dies or hangs is reported with its last words and has no figures.
 
 Each finished cell is written at once; the same command goes on with what is missing (--fresh: begins anew).
 """
@@ -19,30 +20,29 @@ Each finished cell is written at once; the same command goes on with what is mis
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lab_job
 import proof_figure
+import proof_pairs
 import proof_rows
 import report
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from step_turns import UNSYNCHRONISED, Turns, Variant
 
 METHODS = (
     "compute_only", "dense", "bf16", "accumulate", "powersgd", "uniform", "lowrank", "lgreco", "accordion", "auto",
 )  # fmt: skip
-_CLAIMS = ("compute_only", "dense", "bf16", "lowrank", "lgreco", "accordion")
 _SWEPT = ("dense", "bf16")
 _MOST_PASSES = 4
 """How many times dense's passes a method may take to reach its loss."""
 _COLUMNS = (
-    "method", "bucket_cap_mb", "pass_ms_median", "over_compute", "cpu_ms", "wire_bytes", "link_bytes", "final_loss",
-    "seconds_to_target", "times_faster_to_target", "survived",
+    "method", "bucket_cap_mb", "pass_ms_median", "over_compute", "over_best", "cpu_ms", "wire_bytes", "link_bytes",
+    "final_loss", "seconds_to_target", "times_faster_to_target", "survived",
 )  # fmt: skip
 
 
@@ -122,22 +122,15 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """All cells that are not there yet; writes after each. Returns all."""
     settings = _settings_of(args)
     cells = [] if args.fresh else _finished(Path(args.json), settings)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with report.progress() as bar:
         whole = bar.add_task("networks", total=len(args.hosts) * len(args.rates))
         for hosts in args.hosts:
             for rate in args.rates:
                 if not any((cell["hosts"], cell["rate"]) == (hosts, rate) for cell in cells):
                     with tempfile.TemporaryDirectory(prefix="lgreco-proof-") as folder:
                         rows = Cell(args, hosts, rate, Path(folder)).train(bar, f"{hosts} hosts, {rate}")
-                    cells.append({"hosts": hosts, "rate": rate, "rows": rows})
+                    made = {"commit": report.commit(), "versions": report.versions()}
+                    cells.append({"hosts": hosts, "rate": rate, **made, "rows": rows})
                     report.write_json(args.json, settings=settings, rows=cells)
                 bar.advance(whole)
     return cells
@@ -147,8 +140,6 @@ def main() -> int:
     """Runs the command line; returns the exit status: 1 where nothing could be measured."""
     parser = _parser()
     args = parser.parse_args()
-    if args.claims:
-        args.methods = list(_CLAIMS)
     try:
         variants_of(args.methods, args.caps)
         if args.block_passes < 1 or args.passes % args.block_passes or args.block_passes % args.accumulate:
@@ -166,11 +157,13 @@ def main() -> int:
         print(f"proof: {error}", file=sys.stderr)
         return 1
     for cell in cells:
-        report.print_table(cell["rows"], _COLUMNS, title=f"{cell['hosts']} hosts, {cell['rate']}")
-        for row in cell["rows"]:
+        rows = cell["rows"]
+        shown = [{**row, "over_best": proof_pairs.shown(proof_pairs.against_best(row, rows))} for row in rows]
+        report.print_table(shown, _COLUMNS, title=f"{cell['hosts']} hosts, {cell['rate']}")
+        for row in rows:
             if not row["survived"]:
                 print(f"{row['method']} died: {row['error']}")
-        for claim in proof_rows.claims_of(cell["rows"]):
+        for claim in proof_rows.claims_of(rows):
             print(claim)
     picture = Path(args.json).with_suffix(".png")
     proof_figure.draw(cells, picture)
@@ -179,26 +172,31 @@ def main() -> int:
 
 
 def _job_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    names = (
-        "width", "layers", "heads", "context", "batch", "threads", "plan", "timeout_s", "text", "seed", "lr",
-        "lr_warmup_steps", "accumulate", "warmup_steps", "windows",
-    )  # fmt: skip
+    names = ("text", "seed", "lr", "lr_warmup_steps", "accumulate", "warmup_steps", "windows")
     solver = {"reference": args.reference, "interval": args.interval, "window": args.window, "lag": args.lag}
-    return {**{name: getattr(args, name) for name in names}, "solver": solver, "folder": str(folder)}
+    own = {name: getattr(args, name) for name in names}
+    return {**lab_job.job_of(args), **own, "solver": solver, "folder": str(folder)}
 
 
 def _settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for cells to stand in one file."""
-    left_out = ("json", "fresh", "hosts", "rates", "claims")
+    left_out = ("json", "fresh", "hosts", "rates")
     return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
 def _finished(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Cells of an earlier call with these settings; none where it was called otherwise."""
-    if not path.is_file():
+    content = report.read_json(path)
+    if content is None:
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    cells: list[dict[str, Any]] = content["rows"] if content.get("settings") == dict(settings) else []
+    if content["settings"] != dict(settings):
+        print(f"proof: {path} has other settings and is measured anew", file=sys.stderr)
+        return []
+    cells = [{**{key: content[key] for key in ("commit", "versions")}, **cell} for cell in content["rows"]]
+    for cell in cells:
+        older = report.made_elsewhere(cell)
+        if older:
+            print(f"proof: {cell['hosts']} hosts, {cell['rate']} were {older}; --fresh begins anew", file=sys.stderr)
     return cells
 
 
@@ -214,7 +212,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--methods", nargs="+", default=[m for m in METHODS if m not in ("lowrank", "accordion")], metavar="METHOD",
         help=f"a choice of {', '.join(METHODS)}")  # fmt: skip
-    add("--claims", action="store_true", help="the methods that the paper's claims are about")
     add(
         "--caps",
         nargs="+",
@@ -239,13 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=1e-3)
     add("--lr-warmup-steps", type=int, default=20)
     add("--windows", type=int, default=64, help="of validation text (default: %(default)s)")
-    add("--threads", type=int, default=1, help="of each host's process (default: %(default)s)")
-    add("--width", type=int, default=256, help="of the GPT (default: %(default)s)")
-    add("--layers", type=int, default=4, help="of the GPT (default: %(default)s)")
-    add("--heads", type=int, default=4, help="of the GPT (default: %(default)s)")
-    add("--context", type=int, default=128, help="tokens of a sequence (default: %(default)s)")
-    add("--batch", type=int, default=4, help="sequences per pass and host (default: %(default)s)")
-    add("--timeout-s", type=float, default=300.0, help="longest time for a block (default: %(default)s)")
+    lab_job.add_arguments(parser, width=256, layers=4, heads=4)
     add("--json", metavar="FILE", default="benchmarks/results/proof.json", help="figures; the picture lies beside it")
     add("--fresh", action="store_true", help="leave out what an earlier call has finished")
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+import proof_pairs
 from step_turns import UNSYNCHRONISED, Measured
 
 from lgreco.record import read
@@ -73,6 +74,7 @@ def rows_of(measured: Sequence[Measured], target: float | None, folder: Path) ->
     for row in rows:
         row["over_compute"] = _ratio(row["pass_ms_median"], compute_ms)
         row["times_faster_to_target"] = _ratio(dense_s, row["seconds_to_target"])
+        row["against_best"] = proof_pairs.against_best(row, rows)
     return rows
 
 
@@ -114,6 +116,13 @@ def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if own_s is not None and references:
             claims.append(
                 f"{method}: target loss {min(references) / own_s:.2f} times as fast as the better of dense and bf16"
+            )
+    for row in rows:
+        if row["method"] == "auto":
+            found = proof_pairs.against_best(row, rows)
+            claims.append(
+                f"auto: a pass takes {proof_pairs.shown(found) or 'no known time'}, the best of dense, bf16 and "
+                f"accumulation; at most {proof_pairs.SLOWER_AT_MOST - 1:.0%} more: {proof_pairs.verdict(found)}"
             )
     by_method = {row["method"]: row for row in rows if row["survived"]}
     if {"lowrank", "lgreco"} <= by_method.keys():

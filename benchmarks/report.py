@@ -9,13 +9,24 @@ import platform
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
+_KEYS = ("command", "commit", "versions", "settings", "rows")
 _PACKAGES = ("lgreco", "torch", "numpy")
 
 
@@ -48,12 +59,40 @@ def write_json(path: str | os.PathLike[str], *, settings: Mapping[str, Any], row
     part.replace(target)
 
 
+def read_json(path: str | os.PathLike[str], keys: Sequence[str] = _KEYS) -> dict[str, Any] | None:
+    """An object with these keys, as `write_json` writes it; None where there is none, with a warning if a file is."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path} cannot be read and is measured anew: {error}", stacklevel=2)
+        return None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        warnings.warn(f"{path} is no benchmark's result ({', '.join(missing)} missing), measured anew", stacklevel=2)
+        return None
+    found: dict[str, Any] = content
+    return found
+
+
+def made_elsewhere(content: Mapping[str, Any]) -> str | None:
+    """Of figures with `commit` and `versions`: by which others they were measured; None where by those of now."""
+    now = {"commit": commit(), "torch": versions()["torch"]}
+    then = {"commit": content["commit"], "torch": content["versions"].get("torch")}
+    different = [key for key in now if now[key] != then[key]]
+    return "measured by " + ", ".join(f"{key} {then[key]} (now {now[key]})" for key in different) if different else None
+
+
 def command() -> str:
     """The command line of this process, as it can be pasted into a shell from the repository's root."""
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).resolve().parent.parent
     shown = script.relative_to(root) if script.is_relative_to(root) else script
-    return shlex.join(["python", str(shown), *sys.argv[1:]])
+    program = ["python"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        program = ["torchrun", "--standalone", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    return shlex.join([*program, str(shown), *sys.argv[1:]])
 
 
 def commit() -> str | None:
@@ -83,6 +122,21 @@ def versions() -> dict[str, str | None]:
     found["processor"] = _processor()
     found["cores"] = str(len(os.sched_getaffinity(0)))
     return found
+
+
+def progress(*columns: ProgressColumn, seen: bool = True) -> Progress:
+    """A bar on stderr, seen only on a terminal, and there only where asked; `columns` stand before its times."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (seen and console.is_terminal),
+    )
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:

@@ -25,9 +25,8 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+import lab_job
 import report
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from step_turns import Measured, Turns, Variant
 
 METHODS = ("compute_only", "dense", "bf16", "powersgd", "lgreco")
@@ -105,15 +104,9 @@ def rows_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace, variants: Sequence[Variant]) -> tuple[list[Measured], dict[str, Any]]:
     """Runs all variants in turn in one lab; returns what each measured, and what the lab's links carried."""
-    names = ("width", "layers", "heads", "context", "batch", "threads", "plan", "timeout_s")
-    job = {name: getattr(args, name) for name in names}
+    job = lab_job.job_of(args)
     rounds = -(-args.steps // args.block_steps)
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="lgreco-step-") as folder, bar:
+    with tempfile.TemporaryDirectory(prefix="lgreco-step-") as folder, report.progress() as bar:
         task = bar.add_task("starting", total=len(variants) * (rounds + 1))
         turns = Turns(Path(folder), args.hosts, args.rate, variants, job, args.timeout_s, args.ranks_per_host)
         try:
@@ -189,13 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--block-steps", type=int, default=4, help="of one variant before the next one's turn (default: %(default)s)")
     add("--warmup", type=int, default=4, help="unmeasured steps before the first round (default: %(default)s)")
     add("--lead-in", type=int, default=1, help="unmeasured steps before each block (default: %(default)s)")
-    add("--threads", type=int, default=1, help="of each host's process (default: %(default)s)")
-    add("--width", type=int, default=384, help="of the GPT (default: %(default)s)")
-    add("--layers", type=int, default=6, help="of the GPT (default: %(default)s)")
-    add("--heads", type=int, default=6, help="of the GPT (default: %(default)s)")
-    add("--context", type=int, default=128, help="tokens of a sequence (default: %(default)s)")
-    add("--batch", type=int, default=4, help="sequences per step and host (default: %(default)s)")
-    add("--timeout-s", type=float, default=300.0, help="longest time for a block (default: %(default)s)")
+    lab_job.add_arguments(parser, width=384, layers=6, heads=6)
     add("--json", metavar="FILE", help="write the figures there")
     return parser
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -37,7 +39,7 @@ class Verdict:
         bf16_s: of all buckets by torch's bf16 hook.
         exchange_s: of all buckets by lgreco under the plan.
         plan: the plan that `exchange_s` is of: layers that are faster dense are dense.
-        calibration: that it was decided from; None where a record was repeated.
+        calibration: that it was decided from, and layers are judged by; None where a record was repeated.
     """
 
     way: Way
@@ -61,6 +63,31 @@ class Verdict:
         }
         return f"auto: the exchange is predicted to take {times}: {what[self.way]}"
 
+    def state(self) -> dict[str, Any] | None:
+        """For a checkpoint, plain values; None where nothing was decided here."""
+        return None if self.calibration is None else {"way": self.way, "calibration": self.calibration.to_dict()}
+
+    def following(self, saved: Mapping[str, Any]) -> Verdict:
+        """This one, judging layers as the run did whose `state` this was, where as many ranks average the same way.
+
+        Raises:
+            ValueError: for what `state` did not give.
+        """
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("calibration"), Mapping):
+            raise ValueError(f"the state of lgreco is damaged: auto must hold way and calibration, got {saved!r:.60}")
+        calibration = Calibration.from_dict(saved["calibration"])
+        if self.calibration is None or calibration.world_size != self.calibration.world_size:
+            return self
+        if saved["way"] != self.way:
+            warnings.warn(
+                f"auto has decided for {self.way}, the run that was saved for {saved['way']}: training does not go on "
+                "bit for bit, residuals are left out. To go on as saved, attach with its calibration: "
+                "auto=saved['auto']['calibration']",
+                stacklevel=4,
+            )
+            return self
+        return self if calibration == self.calibration else replace(self, calibration=calibration)
+
     def forecast(self) -> Forecast:
         """For the record; only after measuring."""
         assert self.calibration is not None, "a replay writes no record"
@@ -82,6 +109,7 @@ def decide(
     cap_mb: float,
     *,
     solved: bool,
+    given: str | None,
     replayed: str | None,
 ) -> Verdict:
     """Calibrates and judges, or repeats what a record says; collective, with one log line on rank 0.
@@ -93,10 +121,11 @@ def decide(
         plan: resolved from the config.
         cap_mb: DDP's bucket cap in MiB.
         solved: whether a solver decides about layers.
+        given: a calibration's JSON, the same on every rank; None: measure.
         replayed: record of the run that is repeated; None: decide.
 
     Raises:
-        ValueError: where `replayed` is no record.
+        ValueError: where `replayed` is no record, or `given` no calibration of as many ranks.
         FileNotFoundError: where there is none.
     """
     if replayed is not None:
@@ -104,7 +133,11 @@ def decide(
         way: Any = recorded[-1].way if recorded else "lgreco"
         unknown = float("nan")
         return Verdict(way, unknown, unknown, unknown, plan)
-    verdict = judge(calibrate(group, cpu_group, device).calibration, plan, cap_mb, solved)
+    if given is None:
+        calibration = calibrate(group, cpu_group, device).calibration
+    else:
+        calibration = _given(given, dist.get_world_size(group))
+    verdict = judge(calibration, plan, cap_mb, solved)
     if dist.get_rank(group) == 0:
         _log.log(logging.INFO if verdict.way == "lgreco" else logging.WARNING, verdict.sentence)
     return verdict
@@ -146,6 +179,18 @@ def plan_without(way: Way, plan: Plan) -> Plan:
         PlannedLayer(planned.layer, Dense("bf16" if way == "bf16" else planned.layer.dtype), because)
         for planned in plan.planned
     )
+
+
+def _given(text: str, world_size: int) -> Calibration:
+    try:
+        calibration = Calibration.from_dict(json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"auto: {error}") from None
+    if calibration.world_size != world_size:
+        raise ValueError(
+            f"auto: the calibration is of {calibration.world_size} ranks, here are {world_size}; true measures anew"
+        )
+    return calibration
 
 
 def _layer_seconds(calibration: Calibration, plan: Plan) -> Sequence[float]:

@@ -187,6 +187,7 @@ class Binding:
             self.plan,
             ddp.bucket_bytes_cap / MIB,
             solved=offers is not None,
+            given=self._config.auto if isinstance(self._config.auto, str) else None,
             replayed=None if solver is None else solver.plan_replay,
         )
         self.plan = self.verdict.plan

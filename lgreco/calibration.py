@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -106,10 +107,21 @@ class Calibration:
         """
         try:
             lines = {name: Line(**fields[name]) for name in ("allreduce", "exchange")}
-            codec_s = tuple((str(parse(text)), float(seconds)) for text, seconds in fields["codec_s"].items())
-            return cls(**{**fields, **lines, "codec_s": codec_s})
-        except (KeyError, TypeError, AttributeError) as error:
+            codec_s = tuple((str(parse(text)), seconds) for text, seconds in fields["codec_s"].items())
+            made = cls(**{**fields, **lines, "codec_s": codec_s})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"no calibration of this version: {error}") from None
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        """Refuses what no measurement gives, as a damaged file may hold it."""
+        values = asdict(self)
+        lines = {f"{name}.{key}": each for name in ("allreduce", "exchange") for key, each in values.pop(name).items()}
+        for name, value in {**dict(values.pop("codec_s")), **values, **lines}.items():
+            above = name == "world_size" or name.endswith("bytes_per_s")
+            if type(value) not in (int, float) or not 0 <= value < math.inf or (above and value == 0):
+                raise ValueError(f"a damaged calibration: {name} must be a number from 0, rates above 0, got {value!r}")
 
 
 def measure(group: dist.ProcessGroup, cpu_group: dist.ProcessGroup, device: torch.device) -> Calibration:

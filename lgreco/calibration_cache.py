@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,19 +65,25 @@ def calibrate(
 
 
 def cache_folder() -> Path:
-    """Of this user: $XDG_CACHE_HOME/lgreco, by default ~/.cache/lgreco."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lgreco"
+    """Of this user: $XDG_CACHE_HOME/lgreco, by default ~/.cache/lgreco; of one without a home a temporary folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lgreco"
+    except RuntimeError:  # a container may run as a user whom the system does not know
+        return Path(tempfile.gettempdir()) / f"lgreco-{os.getuid()}"
 
 
 def load(path: Path, key: dict[str, Any], now_s: Callable[[], float] = time.time) -> Calibration | None:
-    """What the file holds, None where it is missing, damaged, too old or of something else."""
+    """What the file holds, None where it is missing, too old or of something else, or, with a log line, damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         age_s = now_s() - float(content["measured_at_s"])
         if content["key"] != key or not 0 <= age_s <= _OLDEST_S:
             return None
         return Calibration.from_dict(content["calibration"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        _log.warning("the calibration kept in %s cannot be used (%r): it is measured again", path, error)
         return None
 
 

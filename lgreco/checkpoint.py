@@ -61,7 +61,7 @@ def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = states[0]
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
-        **{key: first[key] for key in ("masks", "solver", "nodes") if key in first},  # the same on every rank
+        **{key: first[key] for key in ("masks", "solver", "nodes", "auto") if key in first},  # the same on every rank
         "ranks": [state["residuals"] for state in states],
     }
 

@@ -42,7 +42,9 @@ class Config(BaseModel):
         auto: at attach, measure what exchanges take on these hosts (kept for a day, `python -m lgreco calibrate`) and
             leave averaging to torch's bf16 hook or to DDP as it is where lgreco's exchange would not be faster; layers
             that are faster dense are dense, and a `solver` makes plans of least exposed time instead of fewest bytes.
-            Not the default: measuring takes seconds, and which plan comes of it depends on the machines.
+            Not the default: measuring takes seconds, and which plan comes of it depends on the machines. A calibration
+            in place of true (a mapping, or the JSON file that `calibrate --json` printed) is decided by, and nothing
+            measured: so what a run decided, `state.state_dict()["auto"]["calibration"]`, is decided again.
         ranks_per_node: more than 1 makes the exchange hierarchical: dense inside each node, where links are fast, and
             by the plan between nodes, each layer carried by one rank of every node. A number (ranks 0 to n-1 are the
             first node's, and so on), or launcher: as torchrun, mpirun or srun has dealt them. With all ranks on one
@@ -65,7 +67,7 @@ class Config(BaseModel):
     min_numel: Count = 4096
     default: Choice = parse("quantize(bits=4, block=512)")
     layers: tuple[Rule, ...] = ()
-    auto: Annotated[bool, Field(strict=True)] = False
+    auto: bool | str = False
     ranks_per_node: Annotated[int, Field(strict=True, ge=1, lt=2**31)] | Literal["launcher"] = 1
     solver: SolverConfig | None = None
 
@@ -135,6 +137,11 @@ class Config(BaseModel):
             keys.append("layers (order)")
         return keys
 
+    @field_validator("auto", mode="before")
+    @classmethod
+    def _read_auto(cls, value: object) -> object:
+        return value if isinstance(value, bool) else _calibration_text(value)
+
     @field_validator("ranks_per_node", mode="after")
     @classmethod
     def _refuse_odds(cls, value: object, info: ValidationInfo) -> object:
@@ -174,6 +181,10 @@ class Config(BaseModel):
             raise ValueError(f"must map the solver's settings to values, got {value!r}")
         return SolverConfig(**value)
 
+    @field_serializer("auto")
+    def _write_auto(self, value: bool | str) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
     @field_serializer("default")
     def _write_choice(self, value: Choice) -> str:
         return str(value)
@@ -181,6 +192,26 @@ class Config(BaseModel):
     @field_serializer("layers")
     def _write_layers(self, value: tuple[Rule, ...]) -> dict[str, str]:
         return {pattern: str(choice) for pattern, choice in value}
+
+
+def _calibration_text(value: object) -> str:
+    """One form of a calibration's JSON, from a mapping or a file; what it holds is judged where it is used.
+
+    Raises:
+        ValueError: for what is neither.
+    """
+    if isinstance(value, str | Path):
+        try:
+            found = json.loads(Path(value).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"no calibration can be read from {str(value)!r}: {error}") from None
+        return _calibration_text(found)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be true, false, or a calibration (a mapping, or its JSON file), got {value!r}")
+    try:
+        return json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a calibration holds text and numbers: {error}") from None
 
 
 def _read_rule(pair: Any) -> Rule:
@@ -194,7 +225,7 @@ def _read_rule(pair: Any) -> Rule:
 
 
 _ALLOWED = {
-    **dict.fromkeys(("enabled", "auto"), "true or false"),
+    "enabled": "true or false",
     "residual": "fp32, bf16 or off",
     **dict.fromkeys(("seed", "warmup_steps", "check_replicas_every", "min_numel"), "a whole number from 0 to 2^63 - 1"),
 }

@@ -138,7 +138,8 @@ class State:
         )
         if bound.controller is not None:
             packed["solver"] = bound.controller.state()
-        return packed
+        decided = None if bound.verdict is None else bound.verdict.state()
+        return packed if decided is None else {**packed, "auto": decided}
 
     def gather(self) -> dict[str, Any]:
         """All ranks' states in one dict, the same on every rank; collective. Loads at any world size."""
@@ -156,19 +157,25 @@ class State:
         still to be added to the averaged gradient is kept (sum over ranks / world size); at W' = 1 nothing is exchanged
         and nothing kept. A state without per-rank parts sets the step count; residuals then start at zero, with one
         warning. Masks become those of the state; one that was saved before there were masks leaves them as they are.
+        Under `auto`, layers are dense where they were in the run that was saved; where another way of averaging has
+        been decided for, a warning says so.
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.
         """
         checkpoint.check(state)
         bound = self._binding
+        verdict = None if bound is None else bound.verdict
+        if verdict is not None and "auto" in state:
+            verdict = verdict.following(state["auto"])
         if bound is None or bound.engine is None:
             self._pending = state  # the layers are not known yet
             return
         masks = masking.unpack(state["masks"], bound.layers) if "masks" in state else bound.masks
 
         def load_plans() -> None:
-            if masks or bound.masks:
+            bound.verdict, before = verdict, bound.verdict
+            if masks or bound.masks or (verdict is not before and bound.controller is None):
                 bound.put_masks(masks)
             if bound.controller is not None:
                 bound.controller.load(state.get("solver"), state["steps"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -100,6 +101,88 @@ def test_plans_in_seconds_are_the_same_everywhere_and_replay_bit_for_bit(tmp_pat
     assert later[0].text.startswith("link: 1 -> ")
     replay = {**config(path), "solver": {**SOLVER, "plan_replay": str(path)}}
     assert same_on_all_ranks(run(2, _trained, replay, None))[0] == digests
+
+
+PLAIN = {"auto": True, "warmup_steps": 2}
+QUANTISED, DENSE_LAYERS = (1e6, 1e6), (1e6, 1e10)
+"""Links under which lgreco is registered and layers are quantised, or faster dense."""
+
+
+def _resumed(
+    rank: int, world_size: int, rates: list[tuple[float, ...]], gathered: bool = False, given: bool = False
+) -> Any:
+    """Twelve steps in as many parts as there are links, each a new model that goes on from the last one's checkpoint.
+
+    With `given`, later parts are attached with the first one's calibration.
+    """
+    digests: list[str] = []
+    plans, said, saved, model = [], [], None, None
+    for part, links in enumerate(rates):
+        ddp = make()
+        repeats = given and saved is not None
+        settings = {**PLAIN, "auto": saved["auto"]["calibration"]} if repeats else PLAIN
+        with mock.patch("lgreco.auto.calibrate", side_effect=AssertionError) if repeats else measured_as(*links):
+            state = lgreco.attach(ddp, settings)
+        if saved is not None:
+            ddp.module.load_state_dict(model)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                state.load_state_dict(saved)
+            said += [str(each.message) for each in caught]
+        length = 12 // len(rates)
+        digests += train(ddp, rank, range(part * length, (part + 1) * length))
+        saved, model = state.gather() if gathered else state.state_dict(), ddp.module.state_dict()
+        plans.append((state.way, {name: str(choice) for name, choice in state.plan.items()}))
+        state.close()
+    return digests, plans, said
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_resumed_run_keeps_the_decision_about_layers_bit_for_bit(gathered: bool) -> None:
+    straight, [(way, plan)], _ = same_on_all_ranks(run(2, _resumed, [QUANTISED]))
+    assert way == "lgreco"
+    assert any(choice.startswith("quantize") for choice in plan.values())
+    # Left to itself, a run on these links would decide otherwise.
+    other, [(_, dense_plan)], _ = same_on_all_ranks(run(2, _resumed, [DENSE_LAYERS]))
+    assert set(dense_plan.values()) == {"dense(dtype=fp32)"}
+    assert other != straight
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, DENSE_LAYERS, QUANTISED], gathered))
+    assert resumed == straight
+    assert plans == [("lgreco", plan)] * 3
+    assert said == []
+
+
+def test_a_resumed_run_that_averages_another_way_says_so_and_a_given_calibration_repeats_the_way() -> None:
+    straight, _, _ = same_on_all_ranks(run(2, _resumed, [QUANTISED]))
+    leaves_it = (1e9, 1e8)
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, leaves_it]))
+    assert [way for way, _ in plans] == ["lgreco", "dense"]
+    assert resumed != straight
+    (words,) = said
+    assert "auto has decided for dense, the run that was saved for lgreco" in words
+    assert "auto=saved['auto']['calibration']" in words
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, leaves_it], False, True))
+    assert [way for way, _ in plans] == ["lgreco", "lgreco"]
+    assert resumed == straight
+    assert said == []
+
+
+def _given(rank: int, world_size: int, calibration: Any) -> str:
+    with pytest.raises(ValueError, match="auto: ") as refusal:
+        lgreco.attach(make(), {"auto": calibration})
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"world_size": 3}, "the calibration is of 3 ranks, here are 2"),
+        ({"spread": None}, "a damaged calibration: spread must be"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused_on_every_rank(changed: dict[str, Any], words: str) -> None:
+    made = Calibration(2, Line(1e-5, 1e6), Line(1e-5, 1e6), (), 0.0, 0.0)
+    assert words in same_on_all_ranks(run(2, _given, {**made.to_dict(), **changed}))
 
 
 def _measured(rank: int, world_size: int, folder: str) -> Any:

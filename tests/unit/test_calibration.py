@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pwd
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from calibrations import calibration
@@ -62,11 +65,46 @@ def test_of_other_hosts_or_too_old_or_from_the_future_it_does_not_count(
     assert load(path, key, now_s=lambda: now_s) is None
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"key": {"hosts": ["a", "b"]}, "measured_at_s": 1, "calibration": []}'])
-def test_a_damaged_file_does_not_count(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[" * 100_000, "\xff", '{"key": {"hosts": ["a", "b"]}, "measured_at_s": 1, "calibration": []}'],
+    ids=["empty", "no keys", "deep", "no text", "no calibration"],
+)
+def test_a_damaged_file_does_not_count_and_is_named(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "file.json"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     assert load(path, KEY, now_s=lambda: 2.0) is None
+    assert f"{path} cannot be used" in caplog.text
+
+
+def test_a_file_that_is_cut_anywhere_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    save(path, KEY, calibration(), now_s=lambda: 1.0)
+    whole = path.read_bytes().rstrip()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        assert load(path, KEY, now_s=lambda: 2.0) is None
+
+
+@pytest.mark.parametrize("number", [None, "1", True, -1.0, float("nan"), float("inf"), [1.0]], ids=str)
+@pytest.mark.parametrize("place", ["spread", "world_size", "exchange", "codec_s"])
+def test_a_number_that_cannot_have_been_measured_is_refused(place: str, number: Any) -> None:
+    fields = calibration().to_dict()
+    if isinstance(fields[place], dict):
+        fields[place] = {**fields[place], next(iter(fields[place])): number}
+    else:
+        fields[place] = number
+    with pytest.raises(ValueError, match=r"a damaged calibration: .* must be a number from 0, rates above 0, got "):
+        Calibration.from_dict(fields)
+
+
+def test_no_rate_is_zero() -> None:
+    fields = calibration().to_dict()
+    fields["allreduce"] = {**fields["allreduce"], "bytes_per_s": 0.0}
+    with pytest.raises(ValueError, match=r"allreduce\.bytes_per_s must be"):
+        Calibration.from_dict(fields)
 
 
 def test_a_calibration_of_another_version_does_not_count(tmp_path: Path) -> None:
@@ -87,3 +125,14 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: p
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "lgreco"
+
+
+def test_a_user_without_a_home_has_a_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(uid: int) -> Any:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert cache_folder().parent == Path(tempfile.gettempdir())

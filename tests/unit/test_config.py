@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from calibrations import calibration
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,7 +107,9 @@ def test_an_empty_file_or_section_gives_the_defaults(tmp_path: Path, text: str) 
         ({"sed": 1}, r'^unknown config key "sed", known are enabled, seed, .*; did you mean "seed"\?$'),
         ({"warmup": 1}, r'unknown config key "warmup", .*; did you mean "warmup_steps"\?$'),
         ({"enabled": 1}, r"^enabled must be true or false, got 1$"),
-        ({"auto": "yes"}, r"^auto must be true or false, got 'yes'$"),
+        ({"auto": "yes"}, r"^auto: no calibration can be read from 'yes': .*No such file"),
+        ({"auto": 1}, r"^auto: must be true, false, or a calibration \(a mapping, or its JSON file\), got 1$"),
+        ({"auto": {"spread": object()}}, r"^auto: a calibration holds text and numbers: "),
         ({"seed": -1}, r"^seed must be a whole number from 0 to 2\^63 - 1, got -1$"),
         ({"seed": 2**63}, r"^seed must be a whole number from 0 to 2\^63 - 1, got 9223372036854775808$"),
         ({"warmup_steps": "20"}, r"^warmup_steps must be a whole number from 0.*, got '20'$"),
@@ -209,3 +213,13 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
     script = 'from lgreco.config import Config; print(Config(seed=5, layers={"a": "dense"}).fingerprint())'
     other = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert other.stdout.strip() == Config(seed=5, layers={"a": "dense"}).fingerprint()
+
+
+def test_a_calibration_to_decide_by_is_part_of_the_config(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(calibration().to_dict()))
+    config = Config.load({"auto": str(path)})
+    assert config == Config.load({"auto": calibration().to_dict()}) == Config.load(config.to_dict())
+    assert hash(config) == hash(Config.load(config.to_dict()))
+    assert config.to_dict()["auto"] == calibration().to_dict()
+    assert config.difference(Config.load({"auto": calibration(world_size=3).to_dict()})) == ["auto"]

@@ -34,7 +34,7 @@ def test_a_verdict_is_right_where_no_way_is_faster_by_more_than_a_twentieth() ->
     assert (right["advised"], right["best_measured"], right["right"]) == ("bf16", "lgreco at 1 MiB", True)
     wrong = verdicts._row("net", advice(0.99), {**took_ms, "advised": 1000.0})
     assert (wrong["advised"], wrong["right"]) == ("dense as it is", False)
-    # A second is predicted for dense, its tuned twin (which is dense itself), bf16 that takes 0.7, and lgreco that takes 2.
+    # A second is predicted for dense (its own tuned twin), for bf16 that takes 0.7, and for lgreco that takes 2.
     assert (right["predictions_right"], right["predictions_made"]) == (1, 3)
     assert verdicts.summary([right, wrong]).startswith("1 of 2 verdicts right, 3 of 6 predictions")
 

@@ -99,7 +99,7 @@ def on_host(args: argparse.Namespace) -> None:
 
 def _measured(ddp: DistributedDataParallel, batch: Any, advice: Advice, args: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of a pass, median, by every way at every cap, and by what was advised."""
-    plan = advice.options.plan.setup
+    plan = advice.options.by("lgreco")[0].setup
     assert plan is not None, "a plan can be tried"
     setups = {
         f"{way} at {cap:g} MiB": Setup(way, cap, plan.config if way == "lgreco" else None)
@@ -119,9 +119,7 @@ def _measured(ddp: DistributedDataParallel, batch: Any, advice: Advice, args: ar
 
 def _row(model: str, advice: Advice, took_ms: Mapping[str, float]) -> dict[str, Any]:
     best = min(took_ms, key=lambda name: took_ms[name])
-    # By name: dense is its own tuned twin where its bucket cap is the best.
-    named = {each.name: each for each in vars(advice.options).values() if each.predicted_s is not None}
-    options = list(named.values())
+    predicted = [(each, each.predicted_s) for each in advice.options.ways if each.predicted_s is not None]
     return {
         "model": model,
         "numel": advice.numel,
@@ -133,10 +131,10 @@ def _row(model: str, advice: Advice, took_ms: Mapping[str, float]) -> dict[str, 
         "right": took_ms["advised"] <= _CLOSE * took_ms[best],
         "measured_ms": dict(took_ms),
         "predictions": {
-            each.name: {"predicted_ms": 1e3 * each.predicted_s, "measured_ms": 1e3 * each.step_s} for each in options
+            each.name: {"predicted_ms": 1e3 * seconds, "measured_ms": 1e3 * each.step_s} for each, seconds in predicted
         },
-        "predictions_right": sum(abs(each.predicted_s / each.step_s - 1) <= _PREDICTED for each in options),
-        "predictions_made": len(options),
+        "predictions_right": sum(abs(seconds / each.step_s - 1) <= _PREDICTED for each, seconds in predicted),
+        "predictions_made": len(predicted),
     }
 
 
@@ -190,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--hosts", type=int, nargs="+", default=[2, 4], help="simulated, one rank each (default: 2 4)")
     add("--rates", nargs="+", default=["50mbit", "100mbit", "1gbit", "unshaped"], help="of each link (default: 4)")
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="(default: all)")
-    add("--steps", type=int, default=12, help="passes of each way (default: %(default)s)")
+    add("--steps", type=int, default=24, help="passes of each way (default: %(default)s)")
     add("--caps", type=float, nargs="+", default=[1.0, _CAP_MB, 25.0], help="bucket_cap_mb measured (default: 1 5 25)")
     add("--json", metavar="FILE", help="results; networks that it has already are kept")
     add("--on-host", action="store_true", help=argparse.SUPPRESS)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lgreco.auto import Way
 from lgreco.calibration import Calibration
 from lgreco.cost_model import accumulated_s
 from lgreco.profile import Setup
@@ -46,10 +47,15 @@ class Option:
     memory_bytes: float = 0.0
     setup: Setup | None = None
 
+    @property
+    def way(self) -> Way | None:
+        """Who averages; None where nobody does, or not in every pass."""
+        return self.setup.way if self.setup else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {key: value for key, value in vars(self).items() if key != "setup"}
-        return plain | ({"bucket_cap_mb": self.setup.cap_mb} if self.setup else {})
+        return plain | ({"way": self.setup.way, "bucket_cap_mb": self.setup.cap_mb} if self.setup else {})
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,20 @@ class Options:
 
     Attributes:
         compute: a pass without exchange, the best that there is.
-        dense: DDP as it is.
-        tuned: dense at the best bucket cap; `dense` itself where that is the one it has.
-        bf16: torch's bf16 hook at its best bucket cap.
-        plan: by lgreco, at its best bucket cap.
+        ways: with a setup each, in order of how little they change; the first is DDP as it is.
     """
 
     compute: Option
-    dense: Option
-    tuned: Option
-    bf16: Option
-    plan: Option
+    ways: tuple[Option, ...]
+
+    @property
+    def dense(self) -> Option:
+        """DDP as it is."""
+        return self.ways[0]
+
+    def by(self, *ways: Way) -> list[Option]:
+        """Those in which one of these averages."""
+        return [each for each in self.ways if each.way in ways]
 
     @property
     def accumulated(self) -> tuple[Option, ...]:
@@ -85,8 +94,8 @@ class Options:
         )
 
     def to_try(self) -> dict[str, Setup]:
-        """By name, those that a trial can measure."""
-        return {each.name: each.setup for each in (self.dense, self.tuned, self.bf16, self.plan) if each.setup}
+        """By name, what a trial can measure."""
+        return {each.name: each.setup for each in self.ways if each.setup}
 
     def tried(self, times: Mapping[str, Sequence[float]]) -> Options:
         """With what the passes of each way really took in place of predictions."""
@@ -95,9 +104,7 @@ class Options:
             step_s, error_s = median_of(times[option.name])
             return replace(option, step_s=step_s, error_s=error_s, measured=True)
 
-        dense = measured(self.dense)
-        tuned = dense if self.tuned is self.dense else measured(self.tuned)
-        return Options(self.compute, dense, tuned, measured(self.bf16), measured(self.plan))
+        return replace(self, ways=tuple(map(measured, self.ways)))
 
 
 @dataclass(frozen=True)
@@ -131,11 +138,11 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        named = {key: option.to_dict() for key, option in vars(self.options).items()}
         return {
             "calibration": self.calibration.to_dict(),
             "numel": self.numel,
-            **named,
+            "compute": self.options.compute.to_dict(),
+            "ways": [option.to_dict() for option in self.options.ways],
             "accumulated": [option.to_dict() for option in self.options.accumulated],
             "exposed_s": self.exposed_s,
             "best": self.best.name,
@@ -149,8 +156,7 @@ class Advice:
             heading.justify = "right"
         table.caption = f"a pass in ms, with its error; exposed communication {self.exposed_s * 1e3:.1f} ms"
         options = self.options
-        tuned = [options.tuned] if options.tuned is not options.dense else []
-        for option in (options.compute, options.dense, *tuned, options.bf16, *options.accumulated, options.plan):
+        for option in (options.compute, *options.ways, *options.accumulated):
             took = f"{option.step_s * 1e3:.1f} ± {option.error_s * 1e3:.1f}"
             predicted = "" if option.predicted_s is None else f"{option.predicted_s * 1e3:.1f}"
             table.add_row(
@@ -177,8 +183,7 @@ def median_of(times: Sequence[float]) -> tuple[float, float]:
 
 def best(options: Options) -> Option:
     """The way that changes least among those that are about the fastest; accumulation is not among them."""
-    exact = _first_close([options.dense, options.tuned, options.bf16])
-    plan = options.plan
+    exact, plan = _first_close(options.by("dense", "bf16")), _first_close(options.by("lgreco"))
     return plan if plan.step_s * _LOSSY + _noise(plan, exact) < exact.step_s else exact
 
 

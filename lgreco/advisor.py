@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ def advise(
     """Says what each way of averaging gradients would take; collective over the module's process group.
 
     Runs forward and backward passes with and without DDP's exchange, in turns; the optimizer's step is not part of
-    them. From what they took and from the calibration of the hosts the cost model predicts every other way; the best
-    bucket cap, torch's bf16 hook and lgreco are then tried in turns, on DDP modules around the same model that are gone
-    afterwards, so that the verdict rests on what was measured. Parameters and random states are left as they were,
+    them. From what they took and from the calibration of the hosts the cost model predicts every way at every bucket
+    cap. DDP's own averaging, torch's bf16 hook and lgreco are then tried in turns, each at the cap as it is and at the
+    one predicted to be best, on DDP modules around the same model that are gone afterwards: the verdict rests on what
+    was measured. Parameters and random states are left as they were,
     gradients are cleared; buffers such as BatchNorm's running statistics see the passes.
 
     Args:
@@ -102,7 +104,7 @@ def advise(
 def options_of(
     calibration: Calibration, layers: Sequence[LayerInfo], profile: Profile, config: Config, cap_mb: float
 ) -> Options:
-    """The ways that the cost model finds best, with what it predicts for them; pure.
+    """Each way as it would be now and at its best, with what the cost model predicts for it; pure.
 
     Args:
         calibration: of the hosts.
@@ -132,22 +134,27 @@ def options_of(
     predicted = compute + exposed("dense", cap_mb)
     misfit = abs(dense_s - predicted)
 
-    def best(way: Way, name: str, memory_bytes: float = 0.0, settings: Config | None = None) -> Option:
-        cap = min(dict.fromkeys([cap_mb, *CAPS_MB]), key=lambda each: exposed(way, each))
-        late = exposed(way, cap)
-        error = compute_error + misfit * late / max(predicted - compute, 1e-9) + calibration.spread * late
-        suffix = "" if cap == cap_mb else f"bucket_cap_mb={cap:g}"
-        words = ", ".join(filter(None, (name, suffix)))
-        return Option(words, compute + late, error, compute + late, False, memory_bytes, Setup(way, cap, settings))
+    def options(way: Way, name: str, memory_bytes: float = 0.0, settings: Config | None = None) -> list[Option]:
+        """At the bucket cap as it is, and at that which is predicted to be best."""
+        best = min([cap_mb, *CAPS_MB], key=lambda each: exposed(way, each))
+        found = []
+        for cap in dict.fromkeys([cap_mb, best]):
+            late = exposed(way, cap)
+            error = compute_error + misfit * late / max(predicted - compute, 1e-9) + calibration.spread * late
+            words = name if cap == cap_mb else ", ".join(filter(None, (name, f"bucket_cap_mb={cap:g}")))
+            setup = Setup(way, cap, settings)
+            found.append(Option(words, compute + late, error, compute + late, False, memory_bytes, setup))
+        return found
 
-    dense = Option("dense as it is", dense_s, dense_error, predicted, True, setup=Setup("dense", cap_mb))
-    tuned = best("dense", "")
+    as_it_is, *tuned = options("dense", "")
     return Options(
         Option("compute alone: the best there is", compute, compute_error, measured=True),
-        dense,
-        tuned if tuned.name else dense,
-        best("bf16", "bf16"),
-        best("lgreco", _plan_name(config), _residual_bytes(plan, config, world_size), _fixed(config, plan)),
+        (
+            replace(as_it_is, name="dense as it is", step_s=dense_s, error_s=dense_error, measured=True),
+            *tuned,
+            *options("bf16", "bf16"),
+            *options("lgreco", _plan_name(config), _residual_bytes(plan, config, world_size), _fixed(config, plan)),
+        ),
     )
 
 

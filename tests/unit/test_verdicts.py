@@ -16,16 +16,14 @@ import report
 import verdicts
 
 from lgreco.advice import Advice, Option, Options
+from lgreco.auto import Way
 from lgreco.profile import Setup
 
 
 def advice(bf16_s: float) -> Advice:
-    def option(name: str, step_s: float) -> Option:
-        return Option(name, step_s, 0.0, 1.0, measured=True, setup=Setup("bf16" if name == "bf16" else "dense", 5.0))
-
-    dense = option("dense as it is", 1.0)
-    options = Options(Option("compute", 0.5, 0.0), dense, dense, option("bf16", bf16_s), option("lgreco", 2.0))
-    return Advice(calibration(1e9), 10, options)
+    seconds: dict[Way, float] = {"dense": 1.0, "bf16": bf16_s, "lgreco": 2.0}
+    ways = [Option(way, step_s, 0.0, 1.0, measured=True, setup=Setup(way, 5.0)) for way, step_s in seconds.items()]
+    return Advice(calibration(1e9), 10, Options(Option("compute", 0.5, 0.0), tuple(ways)))
 
 
 def test_a_verdict_is_right_where_no_way_is_faster_by_more_than_a_twentieth() -> None:
@@ -33,8 +31,8 @@ def test_a_verdict_is_right_where_no_way_is_faster_by_more_than_a_twentieth() ->
     right = verdicts._row("net", advice(0.7), {**took_ms, "advised": 700.0})
     assert (right["advised"], right["best_measured"], right["right"]) == ("bf16", "lgreco at 1 MiB", True)
     wrong = verdicts._row("net", advice(0.99), {**took_ms, "advised": 1000.0})
-    assert (wrong["advised"], wrong["right"]) == ("dense as it is", False)
-    # A second is predicted for dense (its own tuned twin), for bf16 that takes 0.7, and for lgreco that takes 2.
+    assert (wrong["advised"], wrong["right"]) == ("dense", False)
+    # A second is predicted for dense, for bf16 that takes 0.7, and for lgreco that takes 2.
     assert (right["predictions_right"], right["predictions_made"]) == (1, 3)
     assert verdicts.summary([right, wrong]).startswith("1 of 2 verdicts right, 3 of 6 predictions")
 

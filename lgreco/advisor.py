@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,10 @@ def advise(
 
     Runs forward and backward passes with and without DDP's exchange, in turns; the optimizer's step is not part of
     them. From what they took and from the calibration of the hosts the cost model predicts every way at every bucket
-    cap. DDP's own averaging, torch's bf16 hook and lgreco are then tried in turns, each at the cap as it is and at the
-    one predicted to be best, on DDP modules around the same model that are gone afterwards: the verdict rests on what
-    was measured. Parameters and random states are left as they were,
-    gradients are cleared; buffers such as BatchNorm's running statistics see the passes.
+    cap, corrected by what it gets wrong of the dense pass. DDP's own averaging, torch's bf16 hook and lgreco are then
+    tried in turns, each at the cap as it is and at the one predicted to be best, on DDP modules around the same model
+    that are gone afterwards: the verdict rests on what was measured. Parameters and random states are left as they
+    were, gradients are cleared; buffers such as BatchNorm's running statistics see the passes.
 
     Args:
         ddp: without a hook, and not attached.
@@ -121,7 +120,8 @@ def options_of(
     plan = judge(calibration, _plan_of(config, layers, world_size), cap_mb, solved=config.solver is not None).plan
     plan_s = [calibration.layer_s(planned.layer, planned.choice) for planned in plan.planned]
 
-    def exposed(way: Way, cap: float) -> float:
+    def exchanged_s(way: Way, cap: float) -> tuple[float, float]:
+        """What of a pass's exchange backward does not hide, and all of it."""
         schedule = fill_buckets(ready_s, sizes, cap)
         if way == "lgreco":
             seconds = exchange_s(schedule, plan_s, calibration.exchange)
@@ -129,28 +129,30 @@ def options_of(
             seconds = [calibration.bf16_hook_s(sum(layers[row].numel for row in rows)) for rows in schedule.rows]
         else:
             seconds = allreduce_s(schedule, sizes, calibration.allreduce, world_size)
-        return exposed_s(schedule.ready_s, seconds)
+        return exposed_s(schedule.ready_s, seconds), sum(seconds)
 
-    predicted = compute + exposed("dense", cap_mb)
-    misfit = abs(dense_s - predicted)
+    dense_late, dense_whole = exchanged_s("dense", cap_mb)
+    # What the model got wrong of the dense pass, such as cores that backward and exchange share, for each second.
+    misfit = (dense_s - compute - dense_late) / max(dense_whole, 1e-9)
 
     def options(way: Way, name: str, memory_bytes: float = 0.0, settings: Config | None = None) -> list[Option]:
         """At the bucket cap as it is, and at that which is predicted to be best."""
-        best = min([cap_mb, *CAPS_MB], key=lambda each: exposed(way, each))
+        best = min([cap_mb, *CAPS_MB], key=lambda each: exchanged_s(way, each)[0])
         found = []
         for cap in dict.fromkeys([cap_mb, best]):
-            late = exposed(way, cap)
-            error = compute_error + misfit * late / max(predicted - compute, 1e-9) + calibration.spread * late
+            late, whole = exchanged_s(way, cap)
+            predicted = compute + max(0.0, late + misfit * whole)
+            error = compute_error + abs(misfit) * whole + calibration.spread * late
             words = name if cap == cap_mb else ", ".join(filter(None, (name, f"bucket_cap_mb={cap:g}")))
-            setup = Setup(way, cap, settings)
-            found.append(Option(words, compute + late, error, compute + late, False, memory_bytes, setup))
+            found.append(Option(words, predicted, error, predicted, False, memory_bytes, Setup(way, cap, settings)))
         return found
 
     as_it_is, *tuned = options("dense", "")
+    dense = Option("dense as it is", dense_s, dense_error, compute + dense_late, True, setup=as_it_is.setup)
     return Options(
         Option("compute alone: the best there is", compute, compute_error, measured=True),
         (
-            replace(as_it_is, name="dense as it is", step_s=dense_s, error_s=dense_error, measured=True),
+            dense,
             *tuned,
             *options("bf16", "bf16"),
             *options("lgreco", _plan_name(config), _residual_bytes(plan, config, world_size), _fixed(config, plan)),

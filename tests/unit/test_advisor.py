@@ -106,6 +106,19 @@ def test_a_median_is_surer_the_more_passes_there_are() -> None:
     assert many[1] < few[1] / 5
 
 
+def test_what_the_model_gets_wrong_of_dense_it_expects_of_others_by_the_length_of_their_exchange() -> None:
+    exact = advice(1e7)
+    dense_s = exact.options.dense.step_s
+    wrong = advice(1e7, dense_s=dense_s + 1.0)
+    more = {
+        each.name: each.step_s - same.step_s for each, same in zip(wrong.options.ways, exact.options.ways, strict=True)
+    }
+    assert more["dense as it is"] == pytest.approx(1.0)
+    assert more["bf16"] == pytest.approx(0.5, abs=0.02)  # half the bytes
+    assert 0.05 < more["lgreco quantize(bits=4, block=512)"] < 0.2
+    assert wrong.options.dense.predicted_s == exact.options.dense.predicted_s
+
+
 def test_a_table_for_people_has_every_way() -> None:
     console = Console(width=160)
     with console.capture() as text:

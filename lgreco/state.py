@@ -153,11 +153,12 @@ class State:
         return packed if decided is None else {**packed, "auto": decided}
 
     def gather(self) -> dict[str, Any]:
-        """All ranks' states in one dict, the same on every rank; collective. Loads at any world size."""
-        states: list[Any] = [self.state_dict()]
-        if self.world_size > 1 and self._cpu_group is not None:
-            states = [None] * self.world_size
-            dist.all_gather_object(states, self.state_dict(), group=self._cpu_group)
+        """All ranks' states in one dict, the same on every rank; collective, before `close`. Loads at any world size."""
+        if self._closed:
+            raise RuntimeError("the state was closed; gather() asks all ranks, so it comes before close()")
+        states: list[Any] = [self.state_dict()] * self.world_size
+        if self._cpu_group is not None:  # else nothing was exchanged, and every rank's state is empty alike
+            dist.all_gather_object(states, states[0], group=self._cpu_group)
         return checkpoint.pack_gathered(states)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

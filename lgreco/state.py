@@ -153,7 +153,11 @@ class State:
         return packed if decided is None else {**packed, "auto": decided}
 
     def gather(self) -> dict[str, Any]:
-        """All ranks' states in one dict, the same on every rank; collective, before `close`. Loads at any world size."""
+        """All ranks' states in one dict, the same on every rank; collective. Loads at any world size.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
         if self._closed:
             raise RuntimeError("the state was closed; gather() asks all ranks, so it comes before close()")
         states: list[Any] = [self.state_dict()] * self.world_size

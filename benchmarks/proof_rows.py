@@ -13,6 +13,10 @@ from step_turns import UNSYNCHRONISED, Measured
 from lgreco.record import read
 
 DENSE = "dense"
+_FEWER_BYTES = (
+    ("lgreco against the same uniform choice", "lowrank", "lgreco"),
+    ("accordion on top", "lgreco", "accordion"),
+)
 Curve = list[tuple[float, int, float]]
 """(seconds of training, passes, validation loss) after each block."""
 
@@ -125,20 +129,13 @@ def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"accumulation; at most {proof_pairs.SLOWER_AT_MOST - 1:.0%} more: {proof_pairs.verdict(found)}"
             )
     by_method = {row["method"]: row for row in rows if row["survived"]}
-    if {"lowrank", "lgreco"} <= by_method.keys():
-        uniform, solved = by_method["lowrank"], by_method["lgreco"]
-        times = _ratio(uniform["wire_bytes"], solved["wire_bytes"])
-        claims.append(
-            f"lgreco against the same uniform choice: {times:.2f} times fewer bytes, "
-            f"final loss {solved['final_loss']:.4f} against {uniform['final_loss']:.4f}"
-        )
-    if {"accordion", "lgreco"} <= by_method.keys():
-        tighter, solved = by_method["lgreco"], by_method["accordion"]
-        times = _ratio(tighter["wire_bytes"], solved["wire_bytes"])
-        claims.append(
-            f"accordion on top: {times:.2f} times fewer bytes, "
-            f"final loss {solved['final_loss']:.4f} against {tighter['final_loss']:.4f}"
-        )
+    for claim, before, after in _FEWER_BYTES:
+        if {before, after} <= by_method.keys():
+            one, other = by_method[before], by_method[after]
+            claims.append(
+                f"{claim}: {_ratio(one['wire_bytes'], other['wire_bytes']):.2f} times fewer bytes, "
+                f"final loss {other['final_loss']:.4f} against {one['final_loss']:.4f}"
+            )
     share = by_method.get("lgreco", {}).get("solver_share")
     if share is not None:
         claims.append(f"the solver took {share:.3%} of the training time")

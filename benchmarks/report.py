@@ -141,7 +141,9 @@ def progress(*columns: ProgressColumn, seen: bool = True) -> Progress:
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
     """Prints the named columns of the rows; what a row lacks or does not know shows as a dash."""
-    table = Table(*columns, title=title or None)
+    table = Table(title=title or None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_shown(row.get(column)) for column in columns))
     # A pipe has no width: rich would take 80 columns and cut the figures.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ FAMILY_COLOURS = {
 _LIGHT_INK, _DARK_INK = "#ffffff", "#1e293b"
 _UNKNOWN = "#f8fafc"
 _LEGEND_POINTS, _HANDLE_EM, _PAD_EM = 8, 1.2, 0.7
+_LABEL_POINTS = 5.5, 8.0
+"""Smallest and largest size of a layer's name."""
+
+MOST_SHAPES = 3000
+"""How many shapes are drawn one by one; a vector picture of more would be large and slow, so they become pixels."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +95,17 @@ def label(choice: Choice) -> str:
     return ""
 
 
+def span_of(record: Record) -> tuple[int, int]:
+    """First and last step of a picture of a record."""
+    begins = [solve.effective_step for solve in record.solves]
+    return min([0, *begins]), max([record.last_step, *begins]) + 1
+
+
 def rows_of(record: Record) -> Rows:
     """Each layer's choice from plan to plan; equal neighbours are one stretch."""
     solves = sorted(record.solves, key=lambda solve: solve.effective_step)
     begins = [solve.effective_step for solve in solves]
-    end = max([record.last_step, *begins]) + 1
+    first, end = span_of(record)
     named: dict[str, list[Stretch]] = {}
     for solve, begin, until in zip(solves, begins, [*begins, end][1:], strict=True):
         for name, choice in solve.plan.items():
@@ -104,7 +116,7 @@ def rows_of(record: Record) -> Rows:
                 stretches.append(Stretch(begin, until, choice))
     dense = [name for name, each in named.items() if all(family(stretch.choice) == "dense" for stretch in each)]
     shown = {name: each for name, each in named.items() if name not in set(dense)}
-    return Rows(shown, dense, min([0, *begins]), end)
+    return Rows(shown, dense, first, end)
 
 
 def draw_plan(axes: Axes, record: Record, *, legend: bool = True, name_limit: int = 28) -> None:
@@ -119,11 +131,13 @@ def draw_plan(axes: Axes, record: Record, *, legend: bool = True, name_limit: in
     rows, colours = rows_of(record), colours_of(record)
     names = list(rows.named)
     row_points, step_points = _scale(axes, len(names) + bool(rows.dense), rows.end - rows.begin)
-    edge = min(1.0, row_points / 8)
+    shortest = min((each.end - each.begin for stretches in rows.named.values() for each in stretches), default=1)
+    edge = min(1.0, row_points / 8, shortest * step_points / 8)
+    many = sum(map(len, rows.named.values())) > MOST_SHAPES
     for row, stretches in enumerate(rows.named.values()):
         spans = [(each.begin, each.end - each.begin) for each in stretches]
         fills = [colours[each.choice] for each in stretches]
-        axes.broken_barh(spans, (row - 0.5, 1.0), facecolors=fills, edgecolors="white", linewidth=edge)
+        axes.broken_barh(spans, (row - 0.5, 1.0), facecolors=fills, edgecolors="white", linewidth=edge, rasterized=many)
         if row_points >= 7:
             _write_labels(axes, row, stretches, colours, min(7.0, 0.7 * row_points), step_points)
     ticks = shorten(names, name_limit)
@@ -132,8 +146,9 @@ def draw_plan(axes: Axes, record: Record, *, legend: bool = True, name_limit: in
         fill = colours[record.solves[-1].plan[rows.dense[0]]]
         axes.broken_barh([(begin, rows.end - begin)], (len(names) - 0.5, 1.0), facecolors=[fill], edgecolors="white")
         ticks.append(f"{len(rows.dense)} more, always dense" if names else f"{len(rows.dense)} layers, always dense")
-    every = max(1, round(7 / row_points))
-    size = min(8.0, max(5.5, 0.8 * row_points))
+    smallest, largest = _LABEL_POINTS
+    every = math.ceil(smallest / (0.8 * row_points))
+    size = min(largest, max(smallest, 0.8 * row_points))
     axes.set_yticks(range(0, len(ticks), every), ticks[::every], fontsize=size, parse_math=False)
     axes.set(title="Plan", xlabel="step", xlim=(rows.begin, rows.end), ylim=(max(len(ticks), 1) - 0.5, -0.5))
     axes.set_facecolor(_UNKNOWN)

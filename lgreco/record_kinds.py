@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,16 @@ def _layer(value: Any) -> LayerInfo:
         raise ValueError(f"each layer is [name, shape, dtype], got {value!r:.60} ({error})") from None
 
 
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> Choice:
+    return parse(text)
+
+
+def _choice(value: Any) -> Choice:
+    """A long run's record has the same few choices of many layers again and again."""
+    return _parsed(value) if isinstance(value, str) else parse(value)
+
+
 def _as(read: Callable[[Any], Any], **default: Any) -> Any:
     """A field that `read` makes of its JSON form."""
     return dataclasses.field(metadata={"read": read}, **default)
@@ -114,7 +125,7 @@ class Start(Kind):
 
     kind: ClassVar[str] = "start"
     layers: tuple[LayerInfo, ...] = _as(_each(_layer))
-    choices: tuple[Choice, ...] = _as(_each(parse))
+    choices: tuple[Choice, ...] = _as(_each(_choice))
     config: Mapping[str, Any] = _as(_mapping())
     world_size: int = _as(_whole)
     versions: Mapping[str, str] = _as(_mapping(_text), default_factory=dict)
@@ -158,7 +169,7 @@ class Solve(Kind):
     budget: float = _as(_number)
     predicted_error: float = _as(_number)
     reference: str = _as(_text)
-    plan: Mapping[str, Choice] = _as(_mapping(parse))
+    plan: Mapping[str, Choice] = _as(_mapping(_choice))
     changed: int = _as(_whole)
     wire_bytes: float = _as(_number)
     dense_bytes: float = _as(_number)

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lgreco.family import in_order
 from lgreco.figure_style import COLOURS, FAINT, INK, REFERENCE_COLOUR, STYLE
-from lgreco.plan_figure import FAMILY_COLOURS, draw_plan, rows_of
+from lgreco.plan_figure import FAMILY_COLOURS, MOST_SHAPES, draw_plan, rows_of, span_of
 from lgreco.pruning.figure import draw_sparsity
 from lgreco.pruning.report import Change
 from lgreco.quantities import bytes_text
@@ -27,6 +27,8 @@ from lgreco.scalars import family_bytes
 
 _WIDTH, _PAIR_HEIGHT = 10.6, 3.0  # inches
 # Text stays text, in the page's own font; ids that are the same in each process make equal records equal pages.
+_MOST_MARKS = 60
+_PIXELS_PER_INCH = 200
 _SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lgreco"}
 
 
@@ -125,7 +127,7 @@ def _draw_families(axes: Axes, record: Record) -> None:
     sums = [(solve, family_bytes(solve)) for solve in record.solves if solve.layer_bytes]
     if sums:
         names = list(dict.fromkeys(choice.codec for choice in in_order(c for s, _ in sums for c in s.plan.values())))
-        edges = [*(solve.effective_step for solve, _ in sums), _end(record)]
+        edges = [*(solve.effective_step for solve, _ in sums), span_of(record)[1]]
         floor = np.zeros(len(sums))
         for name in names:
             top = floor + np.array([each.get(name, 0.0) for _, each in sums])
@@ -138,7 +140,7 @@ def _draw_families(axes: Axes, record: Record) -> None:
 
 def _draw_errors(axes: Axes, record: Record) -> None:
     if record.solves:
-        edges = [*(solve.effective_step for solve in record.solves), _end(record)]
+        edges = [*(solve.effective_step for solve in record.solves), span_of(record)[1]]
         budgets = [_or_gap(solve.budget) for solve in record.solves]  # infinite where bytes are the budget
         if not all(map(math.isnan, budgets)):
             axes.stairs(budgets, edges, color=REFERENCE_COLOUR, linestyle="--", label="budget", baseline=None, zorder=3)
@@ -168,14 +170,14 @@ def _draw_accuracy(axes: Axes, record: Record) -> None:
     axes.axhspan(0.8, 1.2, color="#ecfdf5", zorder=0)
     axes.axhline(1.0, color=FAINT, linewidth=0.8)
     found = [(step, np.array(ratios)) for step, ratios in accuracies(record) if ratios]
-    for step, ratios in found:
-        axes.plot(
-            np.full(len(ratios), step), ratios, "o", color=COLOURS[1], alpha=0.3, markersize=3.5, markeredgewidth=0
-        )
     if found:
+        every = np.concatenate([ratios for _, ratios in found])
+        at = np.repeat([step for step, _ in found], [len(ratios) for _, ratios in found])
+        many = len(every) > MOST_SHAPES
+        dots: dict[str, Any] = {"color": COLOURS[1], "alpha": 0.3, "markersize": 3.5, "markeredgewidth": 0}
+        axes.plot(at, every, "o", **dots, rasterized=many)
         medians = [float(np.median(ratios)) for _, ratios in found]
         axes.plot([step for step, _ in found], medians, color=INK, linewidth=1.4, label="median layer")
-        every = np.concatenate([ratios for _, ratios in found])
         every = every[every > 0]
         spread = max(1.5, float(np.exp(np.abs(np.log(every)).max())) * 1.1) if len(every) else 1.5
         axes.set_yscale("log")
@@ -217,20 +219,17 @@ def _draw_times(axes: Axes, record: Record) -> None:
 def _finish(
     axes: Axes, record: Record, title: str, *, columns: int = 1, place: Place = "upper right", missing: bool = False
 ) -> None:
-    """Title, steps from first to last, a faint line where each plan takes effect, and the legend."""
-    for solve in record.solves:
+    """Title, steps from first to last, faint lines where plans take effect if they are not too many, and the legend."""
+    for solve in record.solves if len(record.solves) <= _MOST_MARKS else ():
         axes.axvline(solve.effective_step, color="#e2e8f0", linewidth=0.6, zorder=0)
-    axes.set(title=title, xlabel="step", xlim=(rows_of(record).begin, _end(record)))
+    axes.set(title=title, xlabel="step", xlim=span_of(record))
     axes.grid(visible=False, axis="x")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=place, fontsize=8, ncols=columns, borderaxespad=0.1)
+        box: dict[str, Any] = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}  # over long runs' curves
+        axes.legend(loc=place, fontsize=8, ncols=columns, borderaxespad=0.1, **box)
     elif missing or not axes.has_data():
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=FAINT)
         axes.set_yticks([])
-
-
-def _end(record: Record) -> int:
-    return rows_of(record).end
 
 
 def _pair(record: Record, draw_left: Draw, draw_right: Draw) -> str:
@@ -249,7 +248,7 @@ def _svg(height: float, draw: Callable[[Figure], None]) -> str:
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=nothing, transparent=True)
+        figure.savefig(out, format="svg", metadata=nothing, transparent=True, dpi=_PIXELS_PER_INCH)
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)

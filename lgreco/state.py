@@ -142,11 +142,17 @@ class State:
         return packed if decided is None else {**packed, "auto": decided}
 
     def gather(self) -> dict[str, Any]:
-        """All ranks' states in one dict, the same on every rank; collective. Loads at any world size."""
-        states: list[Any] = [self.state_dict()]
-        if self._binding is not None and self._binding.cpu_group is not None:
-            states = [None] * self.world_size
-            dist.all_gather_object(states, self.state_dict(), group=self._binding.cpu_group)
+        """All ranks' states in one dict, the same on every rank; collective. Loads at any world size.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
+        if self._closed:
+            raise RuntimeError("the state was closed; gather() asks all ranks, so it comes before close()")
+        states: list[Any] = [self.state_dict()] * self.world_size
+        group = None if self._binding is None else self._binding.cpu_group
+        if group is not None:  # else nothing was exchanged, and every rank's state is empty alike
+            dist.all_gather_object(states, states[0], group=group)
         return checkpoint.pack_gathered(states)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -104,8 +104,8 @@ def test_plans_in_seconds_are_the_same_everywhere_and_replay_bit_for_bit(tmp_pat
 
 
 PLAIN = {"auto": True, "warmup_steps": 2}
-QUANTISED, DENSE_LAYERS = (1e6, 1e6), (1e6, 1e10)
-"""Links under which lgreco is registered and layers are quantised, or faster dense."""
+QUANTISED, DENSE_LAYERS, LEFT_ALONE = (1e6, 1e6), (1e6, 1e10), (1e9, 1e8)
+"""Links under which lgreco is registered and layers are quantised, or faster dense; and such on which DDP is faster."""
 
 
 def _resumed(
@@ -154,17 +154,27 @@ def test_a_resumed_run_keeps_the_decision_about_layers_bit_for_bit(gathered: boo
 
 def test_a_resumed_run_that_averages_another_way_says_so_and_a_given_calibration_repeats_the_way() -> None:
     straight, _, _ = same_on_all_ranks(run(2, _resumed, [QUANTISED]))
-    leaves_it = (1e9, 1e8)
-    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, leaves_it]))
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, LEFT_ALONE]))
     assert [way for way, _ in plans] == ["lgreco", "dense"]
     assert resumed != straight
     (words,) = said
     assert "auto has decided for dense, the run that was saved for lgreco" in words
     assert "auto=saved['auto']['calibration']" in words
-    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, leaves_it], False, True))
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [QUANTISED, LEFT_ALONE], False, True))
     assert [way for way, _ in plans] == ["lgreco", "lgreco"]
     assert resumed == straight
     assert said == []
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_run_that_left_all_to_ddp_is_resumed_with_or_without_lgreco(gathered: bool) -> None:
+    straight, _, _ = same_on_all_ranks(run(2, _resumed, [LEFT_ALONE]))
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [LEFT_ALONE, LEFT_ALONE], gathered))
+    assert ([way for way, _ in plans], resumed, said) == (["dense", "dense"], straight, [])
+    resumed, plans, said = same_on_all_ranks(run(2, _resumed, [LEFT_ALONE, QUANTISED], gathered))
+    assert [way for way, _ in plans] == ["dense", "lgreco"]
+    assert "auto has decided for lgreco, the run that was saved for dense" in said[0]
+    assert resumed[:6] == straight[:6]
 
 
 def _given(rank: int, world_size: int, calibration: Any) -> str:

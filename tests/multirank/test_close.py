@@ -40,6 +40,8 @@ def _attach_and_close(rank: int, world_size: int) -> None:
         state.close()
         state.close()
         assert eventually(lambda: _threads_and_sockets() == before), (_threads_and_sockets(), before)
+    with pytest.raises(RuntimeError, match=r"gather\(\) asks all ranks, so it comes before close\(\)"):
+        state.gather()
     with pytest.raises(RuntimeError, match=r"was closed \(state.close\(\)\)"):
         loss_of(models[0], batch_of(rank, 0)).backward()
     dist.barrier()  # DDP's own group goes on

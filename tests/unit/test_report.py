@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from synthetic_run import CHOICES, gpt_layers, write_run
 
@@ -217,6 +220,48 @@ def test_the_plan_is_drawn_on_given_axes(run: Path) -> None:
     draw_plan(small, record, legend=False)
     assert small.get_legend() is None
     assert len(small.get_yticklabels()) < len(names), "labels that would overlap are left out"
+
+
+def many(layers: int, plans: int) -> Record:
+    """Plans that change every layer every ten steps, with each layer's errors."""
+    named = tuple(LayerInfo(f"blocks.{index}.attention_in.weight", (64, 64), "fp32") for index in range(layers))
+    ones = dict.fromkeys((layer.name for layer in named), 1.0)
+    kinds: list[Any] = [dataclasses.replace(START, layers=named)]
+    for turn in range(plans):
+        plan = {layer.name: (STRONG, WEAK)[(turn + place) % 2] for place, layer in enumerate(named)}
+        kinds += [solve(10 * turn, plan=plan, layer_bytes=ones, layer_errors=ones)]
+        kinds += [Realised(10 * turn + 5, ones, ones), Steps(10 * turn + 9, 10, 5.0)]
+    return Record(tuple(kinds))
+
+
+@pytest.mark.parametrize("layers", [40, 150, 340, 1000])
+def test_names_of_many_layers_do_not_overlap(layers: int) -> None:
+    figure = Figure(figsize=(10.6, min(30.0, 0.7 + 0.215 * layers)), layout="constrained")
+    axes = figure.add_subplot()
+    draw_plan(axes, many(layers, 2))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.get_yticklabels()]
+    assert len(boxes) >= min(layers, 100), "not more are left out than must be"
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes)), "within a pixel"
+
+
+def test_white_between_cells_leaves_most_of_their_colour() -> None:
+    axes = Figure(figsize=(10, 6)).add_subplot()
+    draw_plan(axes, many(4, 400))
+    cell_points = 72 * 10 * axes.get_position().width / 400
+    (width,) = set(axes.collections[0].get_linewidths())
+    assert 0 < width < cell_points / 4
+
+
+def test_a_page_of_many_layers_and_plans_stays_small() -> None:
+    record = many(300, 100)
+    page = report_page(record, "long")
+    cells = 300 * 100
+    assert len(page) < 20 * cells, "one by one, a cell takes some 250 bytes"
+    assert "data:image/png;base64," in page
+    assert all(fetched.startswith(("#", "data:")) for fetched in Reader(page).fetched)
+    assert "blocks.299.attention_in" in page, "text stays text"
 
 
 def test_colours_can_be_told_apart() -> None:

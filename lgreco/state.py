@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.cost_model import MIB
-from lgreco.layer import LayerInfo, layer_of
+from lgreco.layer import LayerInfo, layer_of, plain_name
 from lgreco.masks import LayerMask
 from lgreco.nodes import NodeGroups, Nodes, find_nodes, join_nodes
 from lgreco.plan import Plan, resolve
@@ -61,6 +61,7 @@ class State:
         self._node_groups: NodeGroups | None = None
         self._plan: Plan | None = None
         self._layers: list[LayerInfo] = []
+        self._names: dict[int, str] = {}  # by id of the parameter, which DDP keeps alive
         self._masks: dict[str, LayerMask] = {}
         self._pending_masks: dict[str, torch.Tensor] = {}
         self._pending: Mapping[str, Any] | None = None
@@ -196,6 +197,12 @@ class State:
         shapes = {layer.name: layer.shape for layer in self._layers}
         return {name: mask.tensor().view(shapes[name]) for name, mask in self._masks.items()}
 
+    def names_of(self, parameters: Iterable[torch.Tensor]) -> list[str | None] | None:
+        """The layer that each parameter tensor is, None for one that is not exchanged; or None before they are known."""
+        if not self._names:
+            return None
+        return [self._names.get(id(parameter)) for parameter in parameters]
+
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """From the next step on, only what these masks keep is exchanged; gradients become zero elsewhere.
 
@@ -304,6 +311,7 @@ class State:
     def _start(self, ddp: DistributedDataParallel, scaler: Any) -> None:
         named = _named_parameters(ddp)
         self._layers = [layer_of(name, parameter) for name, parameter in named.items()]
+        self._names = {id(parameter): name for name, parameter in named.items()}
         self._group = ddp.process_group
         parameters = list(named.values())
         devices = {parameter.device for parameter in parameters}
@@ -403,7 +411,7 @@ class State:
 def _named_parameters(ddp: DistributedDataParallel) -> dict[str, nn.Parameter]:
     """The parameters that DDP averages, by name, without the prefixes that wrappers add."""
     return {
-        name.replace("_orig_mod.", ""): parameter
+        plain_name(name): parameter
         for name, parameter in ddp.module.named_parameters()
         if parameter.requires_grad and name not in ddp.parameters_to_ignore
     }

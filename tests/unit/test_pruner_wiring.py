@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from lgreco.pruning import CubicSchedule, Movement, OneShotSchedule, Pruner, Taylor
+from lgreco.pruning import ConstantSchedule, CubicSchedule, Movement, OneShotSchedule, Pruner, Regrowth, Taylor
 
 RAMP = CubicSchedule(0.0, 0.8, begin=2, end=8, every=2)
 
@@ -208,3 +208,19 @@ def test_factors_and_norms_are_no_matrices() -> None:
     }
     named = Pruner(_Gains(), None, RAMP, layers=["norm.weight"])
     assert {layer.name for layer in named.report().layers} == {"norm.weight"}
+
+
+def test_a_step_skipped_by_a_test_of_ones_own_does_not_reach_regrowth() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = ConstantSchedule(final=0.5, begin=1, end=5, every=2)
+    pruner = Pruner(model, optimizer, schedule, regrowth=Regrowth(0.3, window=2))
+    for step in range(8):
+        optimizer.zero_grad()
+        (_loss(model, step) * (float("nan") if step in (1, 4) else 1.0)).backward()
+        if not torch.isfinite(model[0].weight.grad).all():
+            continue
+        optimizer.step()
+        pruner.step()
+    assert pruner.steps == 6
+    assert [change.step for change in pruner.changes] == [1, 3, 5]

@@ -198,7 +198,7 @@ class State:
         return {name: mask.tensor().view(shapes[name]) for name, mask in self._masks.items()}
 
     def names_of(self, parameters: Iterable[torch.Tensor]) -> list[str | None] | None:
-        """The layer that each parameter tensor is, None for one that is not exchanged; or None before they are known."""
+        """The layer that each parameter is, None for one that is not exchanged; None before the layers are known."""
         if not self._names:
             return None
         return [self._names.get(id(parameter)) for parameter in parameters]

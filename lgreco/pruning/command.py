@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -46,7 +45,9 @@ def prune_group() -> None:
     "--allocation", type=click.Choice(["global", "uniform", "erk", "solver"]), default="global", show_default=True
 )
 @click.option("--layers", multiple=True, help="Patterns of what to prune; all matrices but embeddings otherwise.")
-@click.option("--key", help='Of the entry that holds the state_dict; where not given, "model", "state_dict" or the only one.')
+@click.option(
+    "--key", help='Of the entry that holds the state_dict; where not given, "model", "state_dict" or the only one.'
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random criterion.")
 def once(
     checkpoint: Path,
@@ -160,14 +161,15 @@ def _read(path: Path, key: str | None) -> tuple[Any, dict[str, torch.Tensor]]:
         return weights, weights
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # of a damaged file torch's reader raises whatever it stumbles over
         unsafe = re.search(r"Unsupported (?:global|class).*?(?= was not|$)", str(error))
         if unsafe is not None:
             raise ValueError(
                 f"{path} holds more than tensors and plain containers ({unsafe[0]}), which is not loaded: it might run "
                 "code; save model.state_dict() alone"
             ) from None
-        raise ValueError(f"{path} must be a file that torch.save has written: {error}") from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} must be a file that torch.save has written: {reason}") from None
     return content, _weights_of(content, path, key)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from lgreco.layer import matrix_shape, plain_name
 from lgreco.pattern import matches
 
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DDP or torch.compile."""
     while True:

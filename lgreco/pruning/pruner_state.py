@@ -99,8 +99,9 @@ def _check_criterion(state: Mapping[str, Any], criterion: Criterion) -> None:
     gathered, mine = set(state["criterion"]), set(criterion.state())
     if gathered != mine or (gathered and saved != here):
         raise ValueError(
-            f"the pruner's state was saved with the criterion {saved}, which gathers {', '.join(gathered) or 'nothing'}, "
-            f"and this pruner has {here}, which gathers {', '.join(mine) or 'nothing'}: make it with the same criterion"
+            f"the pruner's state was saved with the criterion {saved}, which gathers "
+            f"{', '.join(gathered) or 'nothing'}, and this pruner has {here}, which gathers "
+            f"{', '.join(mine) or 'nothing'}: make it with the same criterion"
         )
 
 

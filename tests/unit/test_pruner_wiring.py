@@ -184,7 +184,9 @@ def test_the_solvers_own_levels_reach_any_sparsity(structure: str, sparsity: flo
 
 def test_a_model_without_a_layer_to_prune_says_what_was_looked_for() -> None:
     model = _net().requires_grad_(False)
-    with pytest.raises(ValueError, match=r"none of two or more dimensions, except embeddings and norms, requires a gradient; name"):
+    with pytest.raises(
+        ValueError, match=r"none of two or more dimensions, except embeddings and norms, requires a gradient; name"
+    ):
         Pruner(model, None, RAMP)
     with pytest.raises(ValueError, match="requires a gradient and is held by the optimizer"):
         Pruner(_net(), torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), RAMP)

@@ -73,8 +73,8 @@ def prunable(
     if not layers:
         trained_by = "requires a gradient" if held is None else "requires a gradient and is held by the optimizer"
         raise ValueError(
-            f"the model has no layer to prune: none of two or more dimensions, except embeddings and norms, {trained_by}; name what "
-            "to prune with layers=[...]"
+            "the model has no layer to prune: none of two or more dimensions, except embeddings and norms, "
+            f"{trained_by}; name what to prune with layers=[...]"
         )
     return layers
 

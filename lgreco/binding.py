@@ -17,7 +17,7 @@ from lgreco.candidates import Offers, is_free, make_offers
 from lgreco.config import Config
 from lgreco.controller import Controller
 from lgreco.cost_model import MIB
-from lgreco.layer import LayerInfo, layer_of
+from lgreco.layer import LayerInfo, layer_of, plain_name
 from lgreco.masks import LayerMask
 from lgreco.nodes import NodeGroups, Nodes, find_nodes, join_nodes
 from lgreco.plan import Plan, resolve
@@ -39,6 +39,7 @@ class Binding:
         group: DDP's.
         cpu_group: of the same ranks, over the CPU; None for one rank, and where lgreco does not exchange.
         layers: as they are exchanged, with how much their masks keep.
+        names: of the layers, by id of the parameter, which DDP keeps alive.
         masks: of the layers that are masked.
         plan: resolved from the config; with a solver, the reference.
         verdict: of `auto`.
@@ -50,6 +51,7 @@ class Binding:
         self.group = ddp.process_group
         self.cpu_group: dist.ProcessGroup | None = None
         self.layers: list[LayerInfo] = []
+        self.names: dict[int, str] = {}
         self.masks: dict[str, LayerMask] = {}
         self.verdict: Verdict | None = None
         self.engine: Any = None
@@ -117,6 +119,7 @@ class Binding:
     def _start(self, ddp: DistributedDataParallel, scaler: Any, faults: Any) -> None:
         named = _named_parameters(ddp)
         self.layers = [layer_of(name, parameter) for name, parameter in named.items()]
+        self.names = {id(parameter): name for name, parameter in named.items()}
         parameters = list(named.values())
         devices = {parameter.device for parameter in parameters}
         if len(devices) > 1:
@@ -203,7 +206,7 @@ class Binding:
 def _named_parameters(ddp: DistributedDataParallel) -> dict[str, nn.Parameter]:
     """The parameters that DDP averages, by name, without the prefixes that wrappers add."""
     return {
-        name.replace("_orig_mod.", ""): parameter
+        plain_name(name): parameter
         for name, parameter in ddp.module.named_parameters()
         if parameter.requires_grad and name not in ddp.parameters_to_ignore
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
 
 from lgreco import norm
 from lgreco.error_table import ErrorTable
+from lgreco.pattern import matches
 from lgreco.ring import ring_share
 from lgreco.solver_config import Accordion, Schedule, SolverConfig
 
@@ -105,7 +105,7 @@ def total(values: Array, columns: Sequence[int]) -> float:
 def _layer_weights(table: ErrorTable, settings: SolverConfig) -> Array:
     return np.array(
         [
-            next((weight for pattern, weight in settings.layer_weights if fnmatchcase(layer.name, pattern)), 1.0)
+            next((weight for pattern, weight in settings.layer_weights if matches(layer.name, pattern)), 1.0)
             for layer in table.layers
         ]
     )

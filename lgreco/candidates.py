@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK
 from lgreco.config import Config
 from lgreco.family import in_order, scale_of, strength
 from lgreco.layer import ELEMENT_BYTES, LayerInfo
+from lgreco.pattern import matches
 from lgreco.plan import Plan, PlannedLayer, wire_bytes
 from lgreco.solver_config import Rule, SolverConfig
 
@@ -102,7 +102,7 @@ def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choic
 
 def is_free(config: Config, layer: LayerInfo) -> bool:
     """Whether the solver decides: neither a pattern of the config nor the layer's size does."""
-    matched = any(fnmatchcase(layer.name, pattern) for pattern, _ in config.layers)
+    matched = any(matches(layer.name, pattern) for pattern, _ in config.layers)
     return not matched and len(layer.shape) > 1 and layer.numel >= config.min_numel
 
 
@@ -179,13 +179,13 @@ def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> 
 
 
 def _limit(rules: Iterable[Rule], layer: LayerInfo) -> Choice | None:
-    return next((choice for pattern, choice in rules if fnmatchcase(layer.name, pattern)), None)
+    return next((choice for pattern, choice in rules if matches(layer.name, pattern)), None)
 
 
 def _check_patterns(settings: SolverConfig, layers: Sequence[LayerInfo]) -> None:
     for key in ("floor", "ceiling", "layer_weights"):
         for pattern, _ in getattr(settings, key):
-            if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            if not any(matches(layer.name, pattern) for layer in layers):
                 raise ValueError(f'pattern "{pattern}" of config key solver.{key} matches no layer')
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -68,6 +69,13 @@ class LayerInfo:
     def dense_bytes(self) -> int:
         """Bytes of its whole gradient, neither masked nor compressed."""
         return self.numel * ELEMENT_BYTES[self.dtype]
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile and checkpoint_wrapper put into it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

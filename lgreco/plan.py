@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from lgreco import _C
 from lgreco.choice import Choice, Dense, LowRank, parse
 from lgreco.config import Config
 from lgreco.layer import LayerInfo, kept_matrix_from
+from lgreco.pattern import matches
 from lgreco.yaml_mapping import parse_yaml_mapping
 
 FORMAT_VERSION = 1
@@ -120,7 +120,7 @@ def resolve(config: Config, layers: Sequence[LayerInfo]) -> Plan:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f'layer names must be unique, got "{twice}" twice')
     for pattern, _ in config.layers:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise ValueError(
                 f'pattern "{pattern}" of config key layers matches no layer; {_close_names(pattern, names)}'
             )
@@ -157,7 +157,7 @@ def _planned(config: Config, layer: LayerInfo) -> PlannedLayer:
 
 def _wanted(config: Config, layer: LayerInfo) -> PlannedLayer:
     for pattern, choice in config.layers:
-        if fnmatchcase(layer.name, pattern):
+        if matches(layer.name, pattern):
             return PlannedLayer(layer, choice, f'pattern "{pattern}"')
     if len(layer.shape) <= 1:
         return PlannedLayer(layer, Dense(), "1-D" if layer.shape else "scalar")

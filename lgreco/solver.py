@@ -16,6 +16,7 @@ Methods:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +68,7 @@ def solve(
             the least attainable total error.
     """
     tables = _tables(errors, costs)
-    found = _C.solve(method, *tables, float(budget), _reference(reference, tables), "error", "cost")
-    return Solution(*found)
+    return Solution(*_solved(method, *tables, float(budget), _reference(reference, tables), ("error", "cost")))
 
 
 def minimise_error(
@@ -85,9 +85,41 @@ def minimise_error(
     tables = _tables(errors, costs)
     limited, minimised = tables[1], tables[0]
     given = _reference(reference, tables)
-    found = _C.solve(method, limited, minimised, float(cost_budget), given, "cost", "error")
+    found = _solved(method, limited, minimised, float(cost_budget), given, ("cost", "error"))
     choices, error, cost, lower_bound, gap = found
     return Solution(choices, cost, error, lower_bound, gap)
+
+
+def _solved(
+    method: str,
+    limited: Table,
+    minimised: Table,
+    budget: float,
+    reference: npt.NDArray[np.int32] | None,
+    names: tuple[str, str],
+) -> tuple[npt.NDArray[np.int32], float, float, float, float]:
+    """Solves near 1 what is near the ends of float64, where savings (cost over error) overflow and products lose bits.
+
+    Scaling by powers of two is exact; what overflows then is 2^500 budgets large, in no plan, and so not offered.
+    """
+    spend, save = _exponent(budget), _exponent(float(np.max(minimised, where=np.isfinite(minimised), initial=0.0)))
+    if spend or save:
+        with np.errstate(over="ignore", under="ignore"):
+            near = np.ldexp(limited, spend), np.ldexp(minimised, save), float(np.ldexp(budget, spend))
+        try:
+            choices, cost, error, lower_bound, gap = _C.solve(method, *near, reference, *names)
+            return choices, math.ldexp(cost, -save), math.ldexp(error, -spend), math.ldexp(lower_bound, -save), gap
+        except ValueError:
+            pass  # to be said in the caller's own numbers
+    found: tuple[npt.NDArray[np.int32], float, float, float, float]
+    found = _C.solve(method, limited, minimised, budget, reference, *names)
+    return found
+
+
+def _exponent(size: float) -> int:
+    """Of the power of two that brings a size near 1; 0 for one that is near enough, 0 or infinite."""
+    exponent = math.frexp(size)[1]
+    return -exponent if math.isfinite(size) and abs(exponent) > 500 else 0
 
 
 def _tables(errors: npt.ArrayLike, costs: npt.ArrayLike) -> tuple[Table, Table]:

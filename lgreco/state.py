@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,12 @@ class State:
             return {}
         shapes = {layer.name: layer.shape for layer in self._binding.layers}
         return {name: mask.tensor().view(shapes[name]) for name, mask in self._binding.masks.items()}
+
+    def names_of(self, parameters: Iterable[torch.Tensor]) -> list[str | None] | None:
+        """The layer that each parameter is, None for one that is not exchanged; None before the layers are known."""
+        if self._binding is None:
+            return None
+        return [self._binding.names.get(id(parameter)) for parameter in parameters]
 
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """From the next step on, only what these masks keep is exchanged; gradients become zero elsewhere.

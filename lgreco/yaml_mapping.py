@@ -39,6 +39,8 @@ def parse_yaml_mapping(text: str) -> dict[Any, Any]:
         raise ValueError(f"not valid YAML, {where}: {error.problem}{hint}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise ValueError("not valid YAML: nested too deeply") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

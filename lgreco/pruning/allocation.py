@@ -136,14 +136,15 @@ class Solver(Allocation):
     """Levels by the L-GreCo solver: least sum of errors at the wanted number of weights (arXiv 2210.17357).
 
     Args:
-        levels: that a layer may have; more levels, finer plans.
+        levels: that a layer may have; more levels, finer plans. None: `default_levels`, and beyond them as far as the
+            sparsity asks for.
         measure: errors [layers, levels]; by default the share of a layer's squared scores that is pruned. Give a
             function that prunes one layer at a time and measures the loss to make them calibrated.
     """
 
     def __init__(self, levels: Sequence[float] | None = None, measure: Measure = relative_errors) -> None:
-        self._levels = sorted(levels) if levels is not None else default_levels()
-        if not all(0.0 <= level < 1.0 for level in self._levels):
+        self._levels = None if levels is None else sorted(levels)
+        if self._levels is not None and not (self._levels and all(0.0 <= level < 1.0 for level in self._levels)):
             raise ValueError(f"levels must be sparsities from 0 to below 1, got {self._levels}")
         self._measure = measure
         self.table: ErrorTable | None = None
@@ -152,26 +153,26 @@ class Solver(Allocation):
         """See Allocation."""
         numel = sum(layer.numel for layer in layers)
         budget = (1.0 - sparsity) * numel
-        self.table = self._measure(layers, self._levels)
-        costs = np.array(
-            [[kept_at(layer, level) * layer.group_numel for level in self._levels] for layer in layers], np.float64
-        )
-        if costs.min(axis=1).sum() > budget:
+        levels = default_levels((1.0 - sparsity) / 4) if self._levels is None else self._levels
+        self.table = self._measure(layers, levels)
+        costs = np.array([[kept_at(layer, level) * layer.group_numel for level in levels] for layer in layers], float)
+        least = float(costs.min(axis=1).sum())
+        if least > budget and self._levels is not None:
             raise ValueError(
-                f"levels must reach a sparsity of {sparsity:g}; the highest, {self._levels[-1]:g}, keeps "
-                f"{int(costs.min(axis=1).sum())} of {numel} weights"
+                f"levels must reach a sparsity of {sparsity:g}; the highest, {levels[-1]:g}, keeps {int(least)} of "
+                f"{numel} weights"
             )
-        plan = minimise_error(self.table, costs, budget).choices
-        kept = [kept_at(layer, self._levels[choice]) for layer, choice in zip(layers, plan, strict=True)]
+        plan = minimise_error(self.table, costs, max(budget, least)).choices  # least: a group of each layer
+        kept = [kept_at(layer, levels[choice]) for layer, choice in zip(layers, plan, strict=True)]
         return fill(kept, layers, budget)
 
 
-def default_levels() -> list[float]:
-    """0 and densities that fall by a sixth from one level to the next, to 0.5 %."""
+def default_levels(least_density: float = 0.005) -> list[float]:
+    """0 and densities that fall by a sixth from one level to the next, to 0.5 % or less where that is asked for."""
     levels, density = [0.0], 1.0
-    while density > 0.005:
+    while density > min(least_density, 0.005):
         density /= 1.2
-        levels.append(round(1.0 - density, 6))
+        levels.append(1.0 - density)
     return levels
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import pickle
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from lgreco.layer import matrix_shape, plain_name
 from lgreco.plan_commands import readable_errors
 from lgreco.pruning.pruner import Pruner
 from lgreco.pruning.report import PruningReport
 from lgreco.pruning.schedule import OneShotSchedule
 
 _PATH = click.Path(path_type=Path)
+_SAFETENSORS = ".safetensors"
+_USUAL_KEYS = ("model", "state_dict", "model_state_dict")
+_EMBEDDING = re.compile(r"embed|(?:^|[._])emb|emb(?:[._]|$)|(?:^|\.)w[tp]e\.", re.IGNORECASE)
 
 
 @click.group("prune")
@@ -40,6 +45,9 @@ def prune_group() -> None:
     "--allocation", type=click.Choice(["global", "uniform", "erk", "solver"]), default="global", show_default=True
 )
 @click.option("--layers", multiple=True, help="Patterns of what to prune; all matrices but embeddings otherwise.")
+@click.option(
+    "--key", help='Of the entry that holds the state_dict; where not given, "model", "state_dict" or the only one.'
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random criterion.")
 def once(
     checkpoint: Path,
@@ -50,26 +58,34 @@ def once(
     structure: str,
     allocation: str,
     layers: tuple[str, ...],
+    key: str | None,
     seed: int,
 ) -> None:
-    """Prune a file of weights that torch.save has written: a state_dict, or a dict that holds one under "model".
+    """Prune a file of weights: a state_dict, or a dict that holds one, as torch.save writes it, or safetensors.
 
     A file of weights does not say which are embeddings: without --layers, tensors of two or more dimensions are pruned
-    whose names do not hold "embed".
+    whose names, and those of what they are tied to, do not look like one (embed, emb, wte, wpe).
     """
     with readable_errors():
-        content, weights = _read(checkpoint)
+        for path in (out, *([masks] if masks is not None else [])):
+            if not path.absolute().parent.is_dir():
+                raise ValueError(f'there is no folder "{path.parent}" to write to')
+        content, weights = _read(checkpoint, key)
         model = _Weights(weights)
-        patterns = list(layers) or [
-            name for name, each in model.named_parameters() if each.dim() >= 2 and "embed" not in name
-        ]
         pruner = Pruner(
-            model, None, OneShotSchedule(sparsity), criterion, structure, allocation, layers=patterns, seed=seed
+            model,
+            None,
+            OneShotSchedule(sparsity),
+            criterion,
+            structure,
+            allocation,
+            layers=list(layers) or model.matrices(),
+            seed=seed,
         )
         pruner.prune(sparsity)
         for name, parameter in model.named_parameters():
-            weights[name].copy_(parameter.detach())
-        torch.save(content, out)
+            weights[name].detach().copy_(parameter.detach())
+        _write(content, weights, out)
         if masks is not None:
             torch.save(pruner.state_dict(), masks)
     _show(pruner.finalize(), out)
@@ -102,34 +118,98 @@ def gradual(config: Path, start: Path | None, assignments: tuple[str, ...], resu
 
 
 class _Weights(nn.Module):
-    """The floating tensors of a state_dict as parameters under their names."""
+    """The floating tensors of a state_dict as parameters under their names, a tied one once."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
+        self._named: dict[str, nn.Parameter] = {}
+        made: dict[Any, nn.Parameter] = {}
         for name, tensor in weights.items():
             if not tensor.is_floating_point():
                 continue
-            *path, last = name.split(".")
-            module: nn.Module = self
-            for part in path:
-                if part not in module._modules:
-                    module.add_module(part, nn.Module())
-                module = module.get_submodule(part)
-            module.register_parameter(last, nn.Parameter(tensor.detach().clone()))
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+            if place not in made:
+                made[place] = nn.Parameter(tensor.detach().clone())
+            self._named[name] = made[place]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As nn.Module's; names need not be such as modules may have."""
+        seen: set[int] = set()
+        for name, parameter in self._named.items():
+            if not remove_duplicate or id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def matrices(self) -> list[str]:
+        """Names of what has two or more dimensions, not a single column, and by none of its names is an embedding."""
+        embeddings = {id(each) for name, each in self._named.items() if _EMBEDDING.search(name)}
+        return [
+            plain_name(name)
+            for name, each in self.named_parameters()
+            if each.dim() >= 2 and matrix_shape(tuple(each.shape))[1] > 1 and id(each) not in embeddings
+        ]
 
 
-def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+def _read(path: Path, key: str | None) -> tuple[Any, dict[str, torch.Tensor]]:
     """A checkpoint's content and, of it, the weights."""
     if not path.is_file():
         raise ValueError(f'there is no file "{path}"')
+    if path.suffix == _SAFETENSORS:
+        weights = _safetensors().load_file(path)
+        return weights, weights
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} must be a file that torch.save has written: {error}") from None
-    weights = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
-        raise ValueError(f'{path} must hold a state_dict, or a dict with one under "model"')
-    return content, weights
+    except Exception as error:  # of a damaged file torch's reader raises whatever it stumbles over
+        unsafe = re.search(r"Unsupported (?:global|class).*?(?= was not|$)", str(error))
+        if unsafe is not None:
+            raise ValueError(
+                f"{path} holds more than tensors and plain containers ({unsafe[0]}), which is not loaded: it might run "
+                "code; save model.state_dict() alone"
+            ) from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} must be a file that torch.save has written: {reason}") from None
+    return content, _weights_of(content, path, key)
+
+
+def _weights_of(content: Any, path: Path, key: str | None) -> dict[str, torch.Tensor]:
+    if key is None and _is_weights(content):
+        return dict(content)
+    entries = content if isinstance(content, Mapping) else {}
+    found = [each for each, value in entries.items() if _is_weights(value)]
+    wanted = [each for each in found if each == key] if key is not None else found
+    if len(wanted) > 1:
+        wanted = [each for each in found if each in _USUAL_KEYS]
+    if len(wanted) == 1:
+        return dict(content[wanted[0]])
+    there = f"it has state_dicts under {', '.join(map(str, found))}; name one by --key" if found else "it has none"
+    raise ValueError(f"{path} must hold a state_dict, or a dict with one under {key or 'a key'}: {there}")
+
+
+def _is_weights(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in value.items())
+    )
+
+
+def _write(content: Any, weights: Mapping[str, torch.Tensor], out: Path) -> None:
+    """The file is replaced when it is complete."""
+    fresh = out.with_name(out.name + ".partial")
+    if out.suffix == _SAFETENSORS:
+        _safetensors().save_file({name: each.contiguous() for name, each in weights.items()}, fresh, {"format": "pt"})
+    else:
+        torch.save(content, fresh)
+    fresh.replace(out)
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise ValueError(f"files of safetensors need the package ({error}); pip install safetensors") from None
 
 
 def _show(report: PruningReport, out: Path) -> None:

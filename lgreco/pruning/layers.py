@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-_WRAPPERS = ("_orig_mod.",)
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what DDP and torch.compile put before or into it."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name.removeprefix("module.")
+from lgreco.layer import matrix_shape, plain_name
+from lgreco.pattern import matches
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -29,12 +23,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def group_of(model: nn.Module) -> dist.ProcessGroup | None:
+    """The process group of the DDP around a model; None where there is none."""
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod  # type: ignore[assignment]  # checked in the line before
+    return model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
+
+
 def aliases_of(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> the first name of that tensor, under which a tied one is known."""
     first: dict[int, str] = {}
     aliases = {}
     for name, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
-        name = name.replace("_orig_mod.", "")
+        name = plain_name(name)
         aliases[name] = first.setdefault(id(parameter), name)
     return aliases
 
@@ -46,8 +47,9 @@ def prunable(
 ) -> dict[str, nn.Parameter]:
     """The layers to prune, in the model's order; a tensor that several modules share counts once.
 
-    Without patterns: every parameter of two or more dimensions that is trained, except those of embeddings, also where
-    a matrix is tied to one. With patterns: every trained parameter of one dimension or more whose name, or another name
+    Without patterns: every parameter of two or more dimensions that is trained, except those of embeddings (also where
+    a matrix is tied to one) and norms, and single columns, which hold a factor for each output, as weight_norm's. With
+    patterns: every trained parameter of one dimension or more whose name, or another name
     of the same tensor, matches one. Empty parameters have nothing to prune and are left out.
 
     Args:
@@ -59,7 +61,7 @@ def prunable(
         ValueError: for a pattern that matches no layer, or only frozen ones; or where nothing is left to prune.
     """
     aliases = aliases_of(model)
-    parameters = {name.replace("_orig_mod.", ""): each for name, each in unwrapped(model).named_parameters()}
+    parameters = {plain_name(name): each for name, each in unwrapped(model).named_parameters()}
     ids = None if held is None else {id(each) for each in held}
     trained = {
         name: each
@@ -69,15 +71,29 @@ def prunable(
     names = _default_names(model, trained) if patterns is None else _matching(patterns, aliases, parameters, trained)
     layers = {name: trained[name] for name in trained if name in names and trained[name].numel() > 0}
     if not layers:
-        raise ValueError("the model has no layer to prune: none of two or more dimensions is trained by the optimizer")
+        trained_by = "requires a gradient" if held is None else "requires a gradient and is held by the optimizer"
+        raise ValueError(
+            "the model has no layer to prune: none of two or more dimensions, except embeddings and norms, "
+            f"{trained_by}; name what to prune with layers=[...]"
+        )
     return layers
 
 
+_NOT_MATRICES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+
+
 def _default_names(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> set[str]:
-    embedded = {
-        id(module.weight) for module in unwrapped(model).modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    others = {
+        id(parameter)
+        for module in unwrapped(model).modules()
+        if isinstance(module, _NOT_MATRICES)
+        for parameter in module.parameters(recurse=False)
     }
-    return {name for name, each in trained.items() if each.dim() >= 2 and id(each) not in embedded}
+    return {
+        name
+        for name, each in trained.items()
+        if each.dim() >= 2 and matrix_shape(tuple(each.shape))[1] > 1 and id(each) not in others
+    }
 
 
 def _matching(
@@ -88,7 +104,7 @@ def _matching(
 ) -> set[str]:
     names: set[str] = set()
     for pattern in patterns:
-        found = {first for name, first in aliases.items() if fnmatchcase(name, pattern)}
+        found = {first for name, first in aliases.items() if matches(name, pattern)}
         if not found:
             raise ValueError(f'pattern "{pattern}" matches no layer; layers are {", ".join(list(parameters)[:8])}, ...')
         free = {name for name in found if name in trained and parameters[name].dim() >= 1}

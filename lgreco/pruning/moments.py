@@ -23,7 +23,8 @@ def hold_moments(optimizers: Iterable[torch.optim.Optimizer], weight: nn.Paramet
         mask: bool, of its shape and on its device.
     """
     for optimizer in optimizers:
-        for value in optimizer.state.get(weight, {}).values():
+        holder = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer keeps its shard's state in there
+        for value in holder.state.get(weight, {}).values():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == mask.shape:
                 hold_(value, mask.to(value.device))
 
@@ -31,7 +32,7 @@ def hold_moments(optimizers: Iterable[torch.optim.Optimizer], weight: nn.Paramet
 def optimizers_of(
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None,
 ) -> list[torch.optim.Optimizer]:
-    """One, several or none, as a list.
+    """One, several or none, as a list; of one that a framework has wrapped, the one whose step is taken.
 
     Raises:
         ValueError: for what is no optimizer.
@@ -42,4 +43,10 @@ def optimizers_of(
     for each in listed:
         if not isinstance(each, torch.optim.Optimizer):
             raise ValueError(f"optimizer must be a torch optimizer or several of them, got {type(each).__name__}")
-    return listed
+    return [_wrapped(each) for each in listed]
+
+
+def _wrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside Accelerate's or Lightning's, which call its step or leave it out."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _wrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer

@@ -28,7 +28,7 @@ class OBert(Criterion):
         count: samples of each rank; the matrix averages those of all ranks. Take more of them, over all ranks, than a
             block has weights: of directions that no sample speaks of, the matrix says that they cost nothing, and the
             kept weights move far in them.
-        block: weights of a block.
+        block: weights of a block; all ranks together hold 8 * block bytes for each weight while they choose.
         damping: added to the matrix's diagonal, above 0; the paper's by default. More of it keeps moves short.
         process_group: of the ranks; None for the default group.
 
@@ -60,7 +60,8 @@ class OBert(Criterion):
         weights = list(layers.values())
         self._weights = self._mine(self._flat([weight.detach() for weight in weights]))
         blocks = self._weights.numel() // self._block
-        inverse = torch.eye(self._block, device=self._weights.device).div_(self._damping).repeat(blocks, 1, 1)
+        identity = torch.eye(self._block, dtype=torch.float64, device=self._weights.device)
+        inverse = (identity / self._damping).repeat(blocks, 1, 1)
         samples = self._count * (dist.get_world_size(self._group) if distributed(self._group) else 1)
         for sample in range(self._count):
             with torch.enable_grad():
@@ -70,10 +71,10 @@ class OBert(Criterion):
                 for name, gradient in zip(layers, gradients, strict=True)
             ]
             for gradient in self._exchanged(self._flat(kept)):
-                _woodbury(inverse, gradient.view(blocks, self._block), samples)
+                _woodbury(inverse, gradient.double().view(blocks, self._block), samples)
         self._inverse = inverse
         diagonal = inverse.diagonal(dim1=1, dim2=2).reshape(-1)
-        scores = self._everyones(self._weights.square() / (2.0 * diagonal))
+        scores = self._everyones((self._weights.double().square() / (2.0 * diagonal)).float())
         self._scores = dict(zip(layers, self._cut(scores, weights), strict=True))
 
     def scores(self, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -84,13 +85,13 @@ class OBert(Criterion):
         """Moves the kept weights of each block to where the loss of the quadratic model is least; collective."""
         assert self._inverse is not None, "prepare comes before"
         kept = self._mine(self._flat([masks[name].float() for name in layers])).view(-1, self._block) > 0
-        weights = self._weights.view(-1, self._block)
+        weights = self._weights.double().view(-1, self._block)
         gone = ~kept & (weights != 0)
         both = gone.unsqueeze(1) & gone.unsqueeze(2)
-        system = self._inverse * both + torch.diag_embed((~gone).float())
+        system = self._inverse * both + torch.diag_embed((~gone).double())
         multipliers = torch.linalg.solve(system, (weights * gone).unsqueeze(2))
         moved = (weights - (self._inverse @ multipliers).squeeze(2)) * kept
-        weights_now = self._everyones(moved.reshape(-1))
+        weights_now = self._everyones(moved.float().reshape(-1))
         for weight, new in zip(layers.values(), self._cut(weights_now, list(layers.values())), strict=True):
             weight.copy_(new)
         self._inverse, self._weights = None, torch.empty(0)
@@ -153,8 +154,9 @@ def _woodbury(inverse: torch.Tensor, gradient: torch.Tensor, samples: int) -> No
     """Adds g g^T / samples to the matrices whose inverses are given, in place.
 
     Args:
-        inverse: fp32 [blocks, block, block].
-        gradient: fp32 [blocks, block].
+        inverse: float64 [blocks, block, block]. What is left of 1 / damping where there are gradients is a difference
+            of numbers that may be 10^9 times as large, of which float32 keeps no digit.
+        gradient: float64 [blocks, block].
         samples: m of equation 5.
     """
     product = torch.bmm(inverse, gradient.unsqueeze(2))

@@ -13,7 +13,7 @@ from lgreco.pruning import pruner_state
 from lgreco.pruning.agreement import check_equal
 from lgreco.pruning.allocation import Allocation, Global, Uniform, make_allocation
 from lgreco.pruning.criteria import Criterion, make_criterion
-from lgreco.pruning.layers import prunable
+from lgreco.pruning.layers import group_of, prunable
 from lgreco.pruning.masks import hold_
 from lgreco.pruning.moments import hold_moments, optimizers_of
 from lgreco.pruning.regrowth import DenseWindow, Regrowth
@@ -44,11 +44,11 @@ class Pruner:
             or pattern does not divide stay dense and are named in the report.
         allocation: global, uniform, erk, solver, or an Allocation such as Evolution.
         layers: patterns (fnmatch) of what to prune; None: every trained parameter of two or more dimensions, except
-            embeddings.
+            embeddings, norms and single columns.
         regrowth: brings pruned weights back by their gradients; None for none.
         scaler: the GradScaler in use, which only regrowth needs to know. Skipped steps are known without it.
         seed: of the random criterion.
-        process_group: of the ranks that hold the model; None for the default group.
+        process_group: of the ranks that hold the model; None for DDP's, or the default group where there is no DDP yet.
 
     Raises:
         ValueError: for settings that do not fit together or the model; says what is allowed.
@@ -70,7 +70,7 @@ class Pruner:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.schedule = schedule
-        self._model, self._group = model, process_group
+        self._model, self._group = model, group_of(model) if process_group is None else process_group
         self._optimizers = optimizers_of(optimizer)
         self._criterion = make_criterion(criterion, seed)
         self._structure = parse_structure(structure)
@@ -85,7 +85,7 @@ class Pruner:
         self._steps, self._updated = 0, -1
         self._state: Any = None
         self._regrowth = regrowth
-        self._window = DenseWindow(self._layers, scaler.get_scale if scaler else lambda: 1.0, process_group)
+        self._window = DenseWindow(self._layers, scaler.get_scale if scaler else lambda: 1.0, self._group)
         self._watch = Watch(self._optimizers, self._layers, self._masks, self._criterion)
         self._open_window()
 
@@ -172,16 +172,25 @@ class Pruner:
     def attach(self, state: Any) -> None:
         """Joins the pruner with `lgreco.attach(ddp)`: pruned weights send nothing from the next change on.
 
+        Layers are known by their parameters, so that the pruner may be of a part of what DDP wraps. Those that DDP
+        leaves out are pruned all the same.
+
         Raises:
-            ValueError: for what cannot take masks.
+            ValueError: for what cannot take masks, or a state of another model.
         """
         if not callable(getattr(state, "set_masks", None)):
             raise ValueError(
                 f"attach takes a state of lgreco that exchanges masked layers (it has set_masks), got "
                 f"{type(state).__name__}, which has none"
             )
+        names = state.names_of(self._layers.values())
+        if names is not None and not any(names):
+            raise ValueError(
+                f"attach takes the state of the model that is pruned, got one that exchanges none of its layers: "
+                f"{', '.join(list(self._layers)[:5])}"
+            )
         self._state = state
-        self._tell()
+        self._tell(self._masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (1 bit a weight), steps and what criterion and regrowth have gathered; the same on every rank.
@@ -193,7 +202,7 @@ class Pruner:
             self._updated,
             self._masks,
             self._changes,
-            self._criterion.state(),
+            self._criterion,
             self._window.sums,
             self._window.sent_bytes,
         )
@@ -206,7 +215,7 @@ class Pruner:
         Raises:
             ValueError: for another model's state, or one that is none of a pruner; nothing is changed then.
         """
-        loaded = pruner_state.unpack(state, self._model, self._layers)
+        loaded = pruner_state.unpack(state, self._model, self._layers, self._criterion)
         self._steps, self._updated = loaded.steps, loaded.updated
         self._changes = loaded.changes
         self._criterion.load(loaded.criterion)
@@ -214,8 +223,10 @@ class Pruner:
         self._window.sums.update(loaded.sums)
         self._window.sent_bytes = loaded.sent_bytes
         self._watch.took_step()  # torch.distributed.checkpoint makes an optimizer's state by a step that does not count
+        ended = {name: torch.ones_like(mask) for name, mask in self._masks.items() if name not in loaded.masks}
         self._masks.clear()
         self._put(loaded.masks)
+        self._tell(ended)
         self._open_window(keep=True)
 
     def _choose(self, level: float) -> None:
@@ -244,11 +255,14 @@ class Pruner:
             self._masks[name] = mask.to(self._layers[name].device)
             hold_moments(self._optimizers, self._layers[name], self._masks[name])
         self._hold_weights()
-        self._tell()
+        self._tell(self._masks)
 
-    def _tell(self) -> None:
-        if self._state is not None and self._masks:
-            self._state.set_masks(dict(self._masks))
+    def _tell(self, masks: Mapping[str, torch.Tensor]) -> None:
+        if self._state is None or not masks:
+            return
+        names = self._state.names_of(self._layers[name] for name in masks) or list(masks)
+        told = {name: mask for name, mask in zip(names, masks.values(), strict=True) if name is not None}
+        self._state.set_masks(told)
 
     def _hold_weights(self) -> None:
         for name, mask in self._masks.items():

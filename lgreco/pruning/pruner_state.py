@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lgreco.pruning.layers import aliases_of, plain_name
+from lgreco.layer import plain_name
+from lgreco.pruning.criteria import Criterion
+from lgreco.pruning.layers import aliases_of
 from lgreco.pruning.masks import pack as pack_mask
 from lgreco.pruning.masks import unpack as unpack_mask
 from lgreco.pruning.report import Change
@@ -36,7 +38,7 @@ def pack(
     updated: int,
     masks: Mapping[str, torch.Tensor],
     changes: Sequence[Change],
-    criterion: dict[str, Any],
+    criterion: Criterion,
     sums: Mapping[str, torch.Tensor],
     sent_bytes: int,
 ) -> dict[str, Any]:
@@ -47,12 +49,15 @@ def pack(
         "updated": updated,
         "masks": {name: pack_mask(mask) for name, mask in masks.items()},
         "changes": [change.to_dict() for change in changes],
-        "criterion": criterion,
+        "criterion_kind": type(criterion).__name__,
+        "criterion": criterion.state(),
         "regrowth": {"sums": {name: total.clone() for name, total in sums.items()}, "sent_bytes": sent_bytes},
     }
 
 
-def unpack(state: Mapping[str, Any], model: nn.Module, layers: Mapping[str, nn.Parameter]) -> Loaded:
+def unpack(
+    state: Mapping[str, Any], model: nn.Module, layers: Mapping[str, nn.Parameter], criterion: Criterion
+) -> Loaded:
     """Checks a state against a model.
 
     Raises:
@@ -64,14 +69,14 @@ def unpack(state: Mapping[str, Any], model: nn.Module, layers: Mapping[str, nn.P
     missing = [key for key in _KEYS if key not in state]
     if missing:
         raise ValueError(f"the pruner's state is incomplete: {', '.join(missing)} missing; was the file cut short?")
+    _check_criterion(state, criterion)
     aliases = aliases_of(model)
 
     def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-        plain = ((plain_name(name), value) for name, value in values.items())
-        return {aliases.get(name, name): value for name, value in plain}
+        return {_name_here(name, aliases): value for name, value in values.items()}
 
     masks = _checked({name: unpack_mask(packed) for name, packed in renamed(state["masks"]).items()}, layers)
-    criterion = {
+    gathered = {
         key: _beside(renamed(value), layers) if isinstance(value, Mapping) else value
         for key, value in state["criterion"].items()
     }
@@ -81,10 +86,29 @@ def unpack(state: Mapping[str, Any], model: nn.Module, layers: Mapping[str, nn.P
         state["updated"],
         masks,
         [Change(**change) for change in state["changes"]],
-        criterion,
+        gathered,
         sums,
         state["regrowth"]["sent_bytes"],
     )
+
+
+def _check_criterion(state: Mapping[str, Any], criterion: Criterion) -> None:
+    """What one criterion has gathered is no use to another; those that gather nothing may be exchanged."""
+    here = type(criterion).__name__
+    saved = state.get("criterion_kind", here)
+    gathered, mine = set(state["criterion"]), set(criterion.state())
+    if gathered != mine or (gathered and saved != here):
+        raise ValueError(
+            f"the pruner's state was saved with the criterion {saved}, which gathers "
+            f"{', '.join(gathered) or 'nothing'}, and this pruner has {here}, which gathers "
+            f"{', '.join(mine) or 'nothing'}: make it with the same criterion"
+        )
+
+
+def _name_here(name: str, aliases: Mapping[str, str]) -> str:
+    """What a saved name is called here: with or without DDP's `module.`, unless the model has a `module` of its own."""
+    plain = plain_name(name)
+    return aliases.get(plain) or aliases.get(plain.removeprefix("module."), plain)
 
 
 def _checked(masks: dict[str, torch.Tensor], layers: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -72,7 +72,10 @@ class DenseWindow:
             self._hooks.append(weight.register_hook(_adder(self._step[name])))
 
     def take(self, counts: bool) -> None:
-        """Ends a step: its gradients are averaged and added, or dropped where the optimizer skipped; collective."""
+        """Ends a step: its gradients are averaged and added, or dropped where the optimizer skipped; collective.
+
+        Dropped are inf and NaN, too: of a step that the caller has skipped by a test of his own before this one.
+        """
         if counts:
             flat = torch.cat([self._step[name].reshape(-1) for name in self._layers]) / self._scale()
             if distributed(self._group):
@@ -82,7 +85,7 @@ class DenseWindow:
                 flat = there.to(flat.device) / world_size
                 self.sent_bytes += ring_allreduce_bytes(flat.numel(), world_size)
             parts = flat.split([weight.numel() for weight in self._layers.values()])
-            for name, part in zip(self._layers, parts, strict=True):
+            for name, part in zip(self._layers, parts, strict=True) if bool(flat.isfinite().all()) else ():
                 self.sums[name] += part.view(self.sums[name].shape)
         for gradient in self._step.values():
             gradient.zero_()

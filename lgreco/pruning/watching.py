@@ -6,7 +6,7 @@ norm is clipped, and enter no moment; and again before the optimizer uses them, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,12 +51,31 @@ class Watch:
             hook.remove()
         self._hooks.clear()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """GradScaler does not call the optimizer in a step it skips; fused ones are called, and told by found_inf."""
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """GradScaler does not call the optimizer in a step it skips; fused ones are called, and told by found_inf.
+
+        Where the optimizer calls a closure, as Lightning's do, the step's gradients are those that it leaves.
+        """
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            return
+            return None
         self._stepped = True
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._watched(optimizer, args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._watched(optimizer, kwargs["closure"])}
+        self._see(optimizer)
+        return None
+
+    def _watched(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def watched() -> Any:
+            loss = closure()
+            self._see(optimizer)
+            return loss
+
+        return watched
+
+    def _see(self, optimizer: torch.optim.Optimizer) -> None:
         scale = getattr(optimizer, "grad_scale", None)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, weight in self._layers.items():

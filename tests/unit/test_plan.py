@@ -89,6 +89,16 @@ def test_a_pattern_that_matches_nothing_is_refused(pattern: str, message: str) -
         resolve(Config(layers={pattern: "dense"}), LAYERS)
 
 
+def test_a_name_that_reads_as_a_pattern_means_itself() -> None:
+    layers = [LayerInfo(name, (64, 128), "fp32") for name in ("w[0]", "w[1]", "w*")]
+    plan = resolve(Config(layers={"w[0]": "dense", "w[*]": "topk(density=0.1)"}), layers)
+    assert [str(choice) for choice in plan.values()] == [
+        "dense(dtype=fp32)",
+        str(Config().default),
+        "topk(density=0.1)",
+    ]
+
+
 def test_a_pattern_for_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"matches no layer; the model has no layers that get gradients$"):
         resolve(Config(layers={"*": "dense"}), [])
@@ -188,6 +198,7 @@ ENTRY = "{shape: [2, 3], dtype: fp32, choice: dense, because: default}"
             r'^plan: layer "w": choice "quantize\(bits=9\)": bits must be 1\.\.8, got 9$',
         ),
         ("lgreco_plan: [", r"^not valid YAML, line 1"),
+        ("{" * 5000, r"^not valid YAML: nested too deeply$"),
     ],
 )
 def test_bad_plan_files_are_refused(text: str, message: str) -> None:

@@ -48,6 +48,83 @@ def test_once_prunes_a_file_as_the_pruner_prunes_the_model(tmp_path: Path, key: 
     pruner.load_state_dict(torch.load(tmp_path / "masks.pt", weights_only=True))
 
 
+def _once(file: Path, out: Path, *words: str) -> Any:
+    return CliRunner().invoke(main, ["prune", "once", str(file), "--sparsity", "0.75", "--out", str(out), *words])
+
+
+@pytest.mark.parametrize(
+    ("around", "words"),
+    [
+        (lambda weights: {"state_dict": weights, "epoch": 3, "hyper_parameters": {"lr": 0.1}}, []),
+        (lambda weights: {"weights": weights, "optimizer": {"state": {}, "param_groups": []}}, []),
+        (lambda weights: {"model": weights, "ema": {**weights}}, []),
+        (lambda weights: {"teacher": {**weights}, "student": weights}, ["--key", "student"]),
+        (lambda weights: {f"module._orig_mod.{name}": each for name, each in weights.items()}, []),
+        (lambda weights: {name: nn.Parameter(each) for name, each in weights.items()}, []),
+    ],
+)  # fmt: skip
+def test_once_finds_the_weights_in_checkpoints_of_many_forms(tmp_path: Path, around: Any, words: list[str]) -> None:
+    model = _model()
+    torch.save(around({name: each.clone() for name, each in model.state_dict().items()}), tmp_path / "dense.pt")
+    result = _once(tmp_path / "dense.pt", tmp_path / "sparse.pt", "--masks", str(tmp_path / "masks.pt"), *words)
+    assert result.exit_code == 0, result.output
+    pruner = Pruner(model, None, OneShotSchedule(0.75))
+    pruner.prune(0.75)
+    written = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    expected = around(model.state_dict())
+    flat = {key: value for key, value in expected.items() if isinstance(value, torch.Tensor)}
+    entry = next((key for key in ("state_dict", "weights", "model", "student") if key in written), None)
+    for name, value in (flat if entry is None else expected[entry]).items():
+        assert torch.equal((written if entry is None else written[entry])[name], value), name
+    pruner.load_state_dict(torch.load(tmp_path / "masks.pt", weights_only=True))
+
+
+def test_once_prunes_a_tied_tensor_once_and_by_all_its_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shared, other = torch.randn(12, 8), torch.randn(8, 8)
+    torch.save({"head.weight": shared, "transformer.wte.weight": shared, "h.w[0].weight": other}, tmp_path / "dense.pt")
+    result = _once(tmp_path / "dense.pt", tmp_path / "sparse.pt")
+    assert "75.00% of 64 weights" in result.output, result.output
+    written = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    assert torch.equal(written["head.weight"], shared), "it is an embedding, by its other name"
+    result = _once(tmp_path / "dense.pt", tmp_path / "sparse.pt", "--layers", "head.weight")
+    assert "75.00% of 96 weights" in result.output, result.output
+    written = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    assert written["head.weight"].count_nonzero() == 24
+    assert written["head.weight"].data_ptr() == written["transformer.wte.weight"].data_ptr()
+
+
+def test_once_prunes_safetensors(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch")
+    model = _model()
+    files.save_file(model.state_dict(), tmp_path / "dense.safetensors")
+    result = _once(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors")
+    assert result.exit_code == 0, result.output
+    Pruner(model, None, OneShotSchedule(0.75)).prune(0.75)
+    written = files.load_file(tmp_path / "sparse.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in model.state_dict().items())
+
+
+def test_once_says_what_to_do_about_a_file_it_cannot_use(tmp_path: Path) -> None:
+    weights = _model().state_dict()
+    torch.save(_model(), tmp_path / "module.pt")
+    torch.save({"a": weights, "b": weights}, tmp_path / "two.pt")
+    torch.save({"epoch": 3}, tmp_path / "none.pt")
+    torch.save(weights, tmp_path / "good.pt")
+    for name, out, words, match in (
+        ("module.pt", "out.pt", [], "more than tensors and plain containers"),
+        ("two.pt", "out.pt", [], "it has state_dicts under a, b; name one by --key"),
+        ("two.pt", "out.pt", ["--key", "c"], "one under c: it has state_dicts under a, b"),
+        ("none.pt", "out.pt", [], "it has none"),
+        ("good.pt", "missing/out.pt", [], "there is no folder"),
+        ("good.pt", "out.pt", ["--masks", str(tmp_path / "missing" / "masks.pt")], "there is no folder"),
+    ):
+        result = _once(tmp_path / name, tmp_path / out, *words)
+        assert result.exit_code == 1, result.output
+        assert match in " ".join(result.output.split())
+        assert not (tmp_path / "out.pt").exists()
+
+
 def test_once_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("nothing")
     torch.save([1, 2], tmp_path / "list.pt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -425,8 +425,23 @@ class _State:
     def __init__(self) -> None:
         self.told: list[dict[str, torch.Tensor]] = []
 
+    def names_of(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Of a model whose layers are not known yet."""
+
     def set_masks(self, masks: dict[str, torch.Tensor]) -> None:
         self.told.append({name: mask.clone() for name, mask in masks.items()})
+
+
+def test_loading_a_state_without_masks_tells_that_everything_is_kept() -> None:
+    model = Net()
+    early = Pruner(model, None, RAMP).state_dict()
+    pruner, state = Pruner(model, None, RAMP), _State()
+    pruner.attach(state)
+    pruner.prune(0.5)
+    pruner.load_state_dict(early)
+    assert not pruner.masks
+    assert set(state.told[-1]) == {"conv.weight", "inner.weight", "out.weight"}
+    assert all(mask.all() for mask in state.told[-1].values())
 
 
 def test_attach_tells_of_every_change_and_after_loading() -> None:

@@ -270,6 +270,23 @@ def test_single_choices_and_single_layers(method: str) -> None:
     assert solve([[5.0, 3.0]], [[1.0, 2.0]], INF, method).choices.tolist() == [0]
 
 
+@pytest.mark.parametrize("method", METHODS)
+@given(seed=st.integers(0, 2**32), low=st.sampled_from([-323, -306, -200, 200, 300]), share=st.floats(0.1, 3))
+def test_sizes_near_the_ends_of_float64_are_solved_as_well(method: str, seed: int, low: int, share: float) -> None:
+    """Costs are of another end than errors, so that cost over error would overflow."""
+    random = np.random.default_rng(seed)
+    errors = 10.0 ** random.uniform(low, low + 6, (4, 4))
+    costs = 10.0 ** random.uniform(-low - 20, -low - 17, (4, 4)) if low > -290 else random.integers(0, 4, (4, 4)) * 1.0
+    budget = share * float(errors[:, 0].sum())
+    assume(min(every_plan(errors, costs))[0] <= budget * (1 + 1e-12))
+    best = least_cost(errors, costs, budget)
+    found, turned = solve(errors, costs, budget, method), minimise_error(costs, errors, budget, method)
+    for minimised, lower_bound in ((found.cost, found.lower_bound), (turned.error, turned.lower_bound)):
+        assert lower_bound <= best * (1 + 1e-9)
+        if method == "lagrangian":
+            assert minimised <= best * (1 + 1e-3)
+
+
 @given(st.integers(0, 2**32))
 def test_ranges_from_1e_minus_30_to_1e30(seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import report
@@ -34,7 +33,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lgreco
-from lgreco.advice import Advice
+from lgreco.advice import Advice, in_blocks
 from lgreco.advisor import advise
 from lgreco.agreement import leave_cpu_group, make_cpu_group
 from lgreco.demo.gpt import GPT, GPTConfig
@@ -114,7 +113,7 @@ def _measured(ddp: DistributedDataParallel, batch: Any, advice: Advice, args: ar
         times = passes.trial(setups, args.steps)
     finally:
         leave_cpu_group(group)
-    return {name: 1e3 * median(each) for name, each in times.items()}
+    return {name: 1e3 * step_s for name, (step_s, _) in in_blocks(times).items()}
 
 
 def _row(model: str, advice: Advice, took_ms: Mapping[str, float]) -> dict[str, Any]:

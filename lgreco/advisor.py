@@ -92,9 +92,8 @@ def advise(
         profile = passes.profile(steps)
         options = options_of(calibration, layers, profile, settings, ddp.bucket_bytes_cap / MIB)
         if trial:
-            setups = options.to_try()
-            tell(f"trying {'; '.join(setups)}")
-            options = options.tried(passes.trial(setups, -(-len(profile.dense_s) // 2)))
+            tell(f"trying {'; '.join(each.name for each in options.ways)}")
+            options = options.tried(passes.trial(options.to_try(), -(-len(profile.dense_s) // 2)))
     finally:
         leave_cpu_group(cpu_group)
     return Advice(calibration, sum(layer.numel for layer in layers), options)

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,6 @@ BLOCK = 3
 """Passes of a kind before the other kind's turn."""
 _SETTLING = 2
 """Passes until a new DDP module is at its usual speed: it makes its buckets anew after the first."""
-_ROUNDS = 2
-"""Turns of each way that is tried."""
 _FEWEST = 2
 """Turns of each kind, however slow a pass is."""
 
@@ -99,22 +98,33 @@ class Passes:
         compute_s, dense_s, ready_s = self._slowest(times[False], times[True], clock.ready_s() or unknown)
         return Profile(compute_s, dense_s, ready_s if all(each == each for each in ready_s) else None)
 
-    def trial(self, setups: Mapping[str, Setup], steps: int) -> dict[str, list[float]]:
-        """`steps` or a few more passes of each, the slowest rank's, on twins that are there only for their turn."""
+    def trial(self, setups: Mapping[str, Setup | None], steps: int) -> dict[str, list[float]]:
+        """Tries each in turn, again and again, so that what changes meanwhile hits all alike.
+
+        Args:
+            setups: by name, tried on twins of the module that are there only for their turn; None: without exchange.
+            steps: passes of each, in turns of BLOCK.
+
+        Returns:
+            For each, of every turn the median pass; of a pass the slowest rank.
+        """
         times: dict[str, list[float]] = {name: [] for name in setups}
         with self._undisturbed():
-            for _ in self._turns(_ROUNDS):
+            for _ in self._turns(-(-steps // BLOCK)):
                 for name, setup in setups.items():
-                    times[name] += self._tried(setup, -(-steps // _ROUNDS))
+                    times[name] += self._turn(setup)
                     gc.collect()  # a DDP module is part of cycles; its hooks on the parameters go with it
-        return dict(zip(times, self._slowest(*times.values()), strict=True))
+        found = zip(times, self._slowest(*times.values()), strict=True)
+        return {name: [median(each[i : i + BLOCK]) for i in range(0, len(each), BLOCK)] for name, each in found}
 
-    def _tried(self, setup: Setup, passes: int) -> list[float]:
+    def _turn(self, setup: Setup | None) -> list[float]:
+        if setup is None:
+            return [self._one(self._ddp, exchanges=False) for _ in range(BLOCK)]
         twin, state = _twin(self._ddp, setup)
         try:
             for _ in range(_SETTLING):
                 self._one(twin)
-            return [self._one(twin) for _ in range(passes)]
+            return [self._one(twin) for _ in range(BLOCK)]
         finally:
             twin.zero_grad()  # gradients may be views of its buckets
             if state is not None:

@@ -8,7 +8,7 @@ import pytest
 from calibrations import calibration
 from rich.console import Console
 
-from lgreco.advice import Advice, median_of
+from lgreco.advice import Advice, in_blocks, median_of
 from lgreco.advisor import options_of
 from lgreco.config import Config
 from lgreco.cost_model import exposed_s
@@ -33,7 +33,8 @@ def advice(bytes_per_s: float, dense_s: float | None = None, spread_s: float = 0
 
 def tried(found: Advice, **seconds: float) -> Advice:
     """After a trial in which each way took so long, in three passes; where nothing is said, what was predicted."""
-    times = {each.name: [seconds.get(str(each.way), each.step_s)] * 3 for each in found.options.ways}
+    options = found.options
+    times = {each.name: [seconds.get(str(each.way), each.step_s)] * 3 for each in (options.compute, *options.ways)}
     return Advice(found.calibration, found.numel, found.options.tried(times))
 
 
@@ -90,14 +91,25 @@ def test_what_a_trial_shows_counts_and_not_what_was_predicted() -> None:
 
 def test_a_trial_tries_each_way_once() -> None:
     as_it_is = advice(1e10, latency_s=1.0).options.to_try()  # one bucket is best for all
-    assert list(as_it_is) == ["dense as it is", "bf16", "lgreco quantize(bits=4, block=512)"]
-    setups = advice(1.6e8).options.to_try()
-    assert [setup.way for setup in setups.values()] == ["dense"] * 2 + ["bf16"] * 2 + ["lgreco"] * 2
-    assert [setup.cap_mb for setup in setups.values()] == [25.0, 1.0] * 3
-    plan = setups["lgreco quantize(bits=4, block=512)"].config
+    assert list(as_it_is)[1:] == ["dense as it is", "bf16", "lgreco quantize(bits=4, block=512)"]
+    compute, *setups = advice(1.6e8).options.to_try().values()
+    assert compute is None
+    assert [(setup.way, setup.cap_mb) for setup in setups if setup] == [
+        (way, cap_mb) for way in ("dense", "bf16", "lgreco") for cap_mb in (25.0, 1.0)
+    ]
+    plan = setups[-1].config if setups[-1] else None
     assert plan is not None
     assert plan.warmup_steps == 0
     assert str(dict(plan.layers)["layer0"]) == "quantize(bits=4, block=512)"
+
+
+def test_what_a_turn_adds_to_all_ways_is_not_their_error() -> None:
+    turns = [1.0, 1.3, 0.8, 1.1]
+    steady = in_blocks({"one": [0.2 * turn for turn in turns], "other": [0.1 * turn for turn in turns]})
+    assert steady["one"][0] == pytest.approx(2 * steady["other"][0])
+    assert steady["one"][1] == pytest.approx(0.0, abs=1e-9)
+    noisy = in_blocks({"one": turns, "other": turns[::-1]})
+    assert noisy["one"][1] > 0.1
 
 
 def test_a_median_is_surer_the_more_passes_there_are() -> None:

@@ -15,7 +15,7 @@ from lgreco.figure_style import COLOURS, FAINT, REFERENCE_COLOUR, STYLE
 
 _GREYS = {"dense": REFERENCE_COLOUR, "bf16": FAINT, "accumulate": "#cbd5e1", "powersgd": "#a8a29e"}
 # Greys are told apart by their dashes.
-_LINES = {"bf16": "--", "accumulate": ":", "powersgd": "-."}
+_LINES = {"bf16": "--", "powersgd": "-."}
 _MOST_COLUMNS = 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,16 @@ def test_what_died_has_no_figures_and_wins_nothing(tmp_path: Path) -> None:
     picture = tmp_path / "proof.png"
     proof_figure.draw([{"hosts": 2, "rate": "1gbit", "rows": list(rows.values())}], picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    width, height = size_of(picture)
+    proof_figure.draw([{"hosts": 2, "rate": "1gbit", "rows": list(rows.values())}] * 9, picture)
+    many_width, many_height = size_of(picture)
+    assert many_width < 4 * width
+    assert many_height == 3 * height
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    width, height = struct.unpack(">II", png.read_bytes()[16:24])
+    return width, height
 
 
 def test_claims_compare_with_the_same_uniform_choice(tmp_path: Path) -> None:

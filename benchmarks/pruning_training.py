@@ -5,8 +5,8 @@
 
 The table of Zhu & Gupta (arXiv 1710.01878) in small: each net is trained dense, gradually pruned by magnitude to each
 sparsity, and as a narrower dense net that has as many weights as the pruned one keeps; then magnitude, movement and
-oBERT at high sparsity. One process, one thread; a row for each run. Sparsity is of the prunable layers; the weights
-that are left count biases, norms and embeddings too.
+oBERT at high sparsity. One process, one thread; a row for each run; rows that the JSON file has already, by the same
+settings, are kept. Sparsity is of the prunable layers; the weights that are left count biases, norms and embeddings too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from lgreco.demo.settings import ModelSettings, TrainSettings
 from lgreco.pruning import Criterion, CubicSchedule, OBert, Pruner
 
 _COLUMNS = ("kind", "criterion", "sparsity", "seed", "left", "val_loss", "val_accuracy")
+# Settings that a row depends on, beside what stands in it.
+_DECIDING = ("model", "optimizer", "steps", "batch", "updates", "samples", "block", "damping", "sample")
 _SMALL_STEPS = 256  # widths that are tried to meet a number of weights
 # Of the data of oBERT's samples; no rank of a training comes near it.
 _SAMPLE_RANK = 1 << 20
@@ -137,8 +139,16 @@ def run(arguments: argparse.Namespace, kind: str, criterion: str | None, sparsit
     }
 
 
+def _known(arguments: argparse.Namespace) -> dict[tuple[str, str | None, float, int], dict[str, Any]]:
+    """The rows that the file has already, by what was trained; none where other settings made them."""
+    content = report.read_json(arguments.json)
+    if content is None or any(content["settings"].get(name) != getattr(arguments, name) for name in _DECIDING):
+        return {}
+    return {(row["kind"], row["criterion"], row["sparsity"], row["seed"]): row for row in content["rows"]}
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns 0."""
+    """Trains what is not there yet; returns 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(_MODELS), default="digits")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
@@ -160,13 +170,18 @@ def main(words: Sequence[str] | None = None) -> int:
     for level in arguments.levels:
         jobs += [("sparse", "magnitude", level), ("small", None, level)]
     jobs += [("sparse", name, level) for level in arguments.criteria_levels for name in arguments.criteria]
-    rows = []
-    for seed in arguments.seeds:
-        for kind, criterion, level in dict.fromkeys(jobs):
+    todo = [(*job, seed) for seed in arguments.seeds for job in dict.fromkeys(jobs)]
+    known = _known(arguments) if arguments.json else {}
+    rows = [known[job] for job in todo if job in known]
+    with report.progress() as bar:
+        task = bar.add_task(arguments.model, total=len(todo), completed=len(rows))
+        for kind, criterion, level, seed in (job for job in todo if job not in known):
+            bar.update(task, description=" ".join(filter(None, (kind, criterion, f"{level:g}, seed {seed}"))))
             rows.append(run(arguments, kind, criterion, level, seed))
             print(" ".join(str(rows[-1][column]) for column in _COLUMNS), file=sys.stderr, flush=True)
             if arguments.json:
                 report.write_json(arguments.json, settings=vars(arguments), rows=rows)
+            bar.advance(task)
     report.print_table(rows, _COLUMNS, title=f"{arguments.model}, {arguments.optimizer}")
     return 0
 

@@ -6,7 +6,7 @@
 The table of Zhu & Gupta (arXiv 1710.01878) in small: each net is trained dense, gradually pruned by magnitude to each
 sparsity, and as a narrower dense net that has as many weights as the pruned one keeps; then magnitude, movement and
 oBERT at high sparsity. One process, one thread; a row for each run; rows that the JSON file has already, by the same
-settings, are kept. Sparsity is of the prunable layers; the weights that are left count biases, norms and embeddings too.
+settings, are kept. Sparsity is of the prunable layers; the weights left count biases, norms and embeddings too.
 """
 
 from __future__ import annotations

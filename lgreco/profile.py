@@ -103,14 +103,14 @@ class Passes:
 
         Args:
             setups: by name, tried on twins of the module that are there only for their turn; None: without exchange.
-            steps: passes of each, in turns of BLOCK.
+            steps: passes of each, in turns of BLOCK, of which there are two or more.
 
         Returns:
             For each, of every turn the median pass; of a pass the slowest rank.
         """
         times: dict[str, list[float]] = {name: [] for name in setups}
         with self._undisturbed():
-            for _ in self._turns(-(-steps // BLOCK)):
+            for _ in self._turns(max(_FEWEST, -(-steps // BLOCK))):
                 for name, setup in setups.items():
                     times[name] += self._turn(setup)
                     gc.collect()  # a DDP module is part of cycles; its hooks on the parameters go with it

@@ -8,7 +8,7 @@ import pytest
 from calibrations import calibration
 from rich.console import Console
 
-from lgreco.advice import Advice, in_blocks, median_of
+from lgreco.advice import Advice, _student, in_blocks, median_of
 from lgreco.advisor import options_of
 from lgreco.config import Config
 from lgreco.cost_model import exposed_s
@@ -110,6 +110,18 @@ def test_what_a_turn_adds_to_all_ways_is_not_their_error() -> None:
     assert steady["one"][1] == pytest.approx(0.0, abs=1e-9)
     noisy = in_blocks({"one": turns, "other": turns[::-1]})
     assert noisy["one"][1] > 0.1
+
+
+def test_of_one_turn_or_one_way_no_interval_follows() -> None:
+    for times in ({"one": [1.0], "other": [2.0]}, {"one": [1.0, 2.0]}):
+        with pytest.raises(ValueError, match="an interval takes two ways and two turns"):
+            in_blocks(times)
+
+
+@pytest.mark.parametrize("freedom", [3, 5, 12, 40])
+def test_intervals_are_students(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.04)
 
 
 def test_a_median_is_surer_the_more_passes_there_are() -> None:

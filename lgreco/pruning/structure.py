@@ -24,6 +24,10 @@ def matrix_shape(shape: Shape) -> tuple[int, int]:
 class Structure(ABC):
     """Groups of weights of which each is kept or pruned as a whole."""
 
+    def __str__(self) -> str:
+        """As `parse_structure` reads it."""
+        return type(self).__name__.lower()
+
     @abstractmethod
     def fits(self, shape: Shape) -> bool:
         """Whether a layer of this shape can be cut into whole groups; one that cannot stays dense."""
@@ -72,6 +76,9 @@ class Blocks(Structure):
 
     rows: int
     columns: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}"
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1:
@@ -155,6 +162,9 @@ class NofM(Structure):
 
     n: int
     m: int
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
 
     def __post_init__(self) -> None:
         if not 1 <= self.n < self.m <= 32:

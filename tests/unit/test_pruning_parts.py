@@ -52,6 +52,7 @@ def test_selection_is_a_stable_sort_over_all_tensors(
 @pytest.mark.parametrize("shape", [(8, 12), (4, 6, 2, 2)])
 def test_structures_reduce_and_expand(text: str, shape: tuple[int, ...]) -> None:
     structure = parse_structure(text)
+    assert str(structure) == text
     assert structure.fits(shape)
     scores = torch.rand(shape)
     groups = structure.reduce(scores)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from lgreco.pruning.structure import Structure
 from lgreco.solver import minimise_error
@@ -50,6 +51,9 @@ class Candidate:
 
 class Allocation(ABC):
     """Levels for layers."""
+
+    def join(self, group: dist.ProcessGroup | None) -> None:  # noqa: B027  # most need none
+        """Hears once of the ranks that hold the pruner's model; None: the default group."""
 
     @abstractmethod
     def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:

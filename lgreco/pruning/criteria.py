@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -22,6 +23,9 @@ class Criterion(ABC):
 
     order: Literal["magnitude", "value"] = "value"
     watches = False
+
+    def join(self, group: dist.ProcessGroup | None) -> None:  # noqa: B027  # most need none
+        """Hears once of the ranks that hold the pruner's model; None: the default group."""
 
     def observe(self, name: str, weight: torch.Tensor, gradient: torch.Tensor) -> None:  # noqa: B027  # most need none
         """Takes a step's weights and gradient, averaged over ranks and unscaled, before the optimizer uses them."""

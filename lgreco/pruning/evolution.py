@@ -30,7 +30,7 @@ class Evolution(Allocation):
         offspring: children in each.
         share: of a layer's weights that one switch moves at most.
         seed: of the mutations; the same on every rank.
-        process_group: of the ranks; None for the default group.
+        process_group: of the ranks; None for the pruner's.
 
     Raises:
         ValueError: for a value that is not allowed.
@@ -53,6 +53,10 @@ class Evolution(Allocation):
         self._loss, self._generations, self._offspring = loss, generations, offspring
         self._share, self._seed, self._group = share, seed, process_group
         self.best_loss = math.inf
+
+    def join(self, group: dist.ProcessGroup | None) -> None:
+        """See Allocation."""
+        self._group = group if self._group is None else self._group
 
     def kept_groups(self, layers: Sequence[Candidate], sparsity: float) -> list[int] | None:
         """See Allocation; collective. Leaves the weights as they were."""

@@ -30,7 +30,7 @@ class OBert(Criterion):
             kept weights move far in them.
         block: weights of a block; all ranks together hold 8 * block bytes for each weight while they choose.
         damping: added to the matrix's diagonal, above 0; the paper's by default. More of it keeps moves short.
-        process_group: of the ranks; None for the default group.
+        process_group: of the ranks; None for the pruner's.
 
     Raises:
         ValueError: for a value that is not allowed.
@@ -54,6 +54,10 @@ class OBert(Criterion):
         self._inverse: torch.Tensor | None = None
         self._weights = torch.empty(0)
         self._scores: dict[str, torch.Tensor] = {}
+
+    def join(self, group: dist.ProcessGroup | None) -> None:
+        """See Criterion."""
+        self._group = group if self._group is None else self._group
 
     def prepare(self, layers: Tensors, masks: Tensors, step: int) -> None:
         """See Criterion; collective."""

@@ -75,6 +75,8 @@ class Pruner:
         self._criterion = make_criterion(criterion, seed)
         self._structure = parse_structure(structure)
         self._allocation = make_allocation(allocation)
+        for part in (self._criterion, self._allocation):
+            part.join(self._group)
         held = [p for each in self._optimizers for group in each.param_groups for p in group["params"]]
         found = prunable(model, held if self._optimizers else None, layers)
         self._layers = {name: weight for name, weight in found.items() if self._structure.fits(tuple(weight.shape))}

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import digest, everything, same_on_all_ranks
 
 import lgreco
-from lgreco.pruning import CubicSchedule, Pruner
+from lgreco.pruning import CubicSchedule, Evolution, OBert, Pruner
 
 RAMP = CubicSchedule(0.0, 0.8, begin=1, end=4, every=1)
 DENSE = everything("dense(dtype=fp32)")
@@ -112,6 +112,25 @@ def test_masks_are_compared_in_the_group_of_ddp() -> None:
     assert results[0] == results[1]
     assert results[2] == results[3]
     assert results[0][0] != results[2][0]
+
+
+def _subgroup_alone(rank: int, world_size: int) -> str | None:
+    """Samples and candidates are shared among the ranks of DDP's group; the other ranks do nothing at all."""
+    group = dist.new_group([0, 1])
+    if rank > 1:
+        return None
+    torch.manual_seed(0)
+    ddp = DistributedDataParallel(_net(), process_group=group)
+    inputs = torch.randn(20, 24, generator=torch.Generator().manual_seed(rank))
+    criterion = OBert(lambda sample: ddp.module(inputs[sample]).square().sum(), 20, block=8, damping=1e-3)
+    search = Evolution(lambda: float(ddp.module(inputs).square().mean()), generations=2, offspring=2)
+    Pruner(ddp, None, RAMP, criterion=criterion, allocation=search).prune(0.5)
+    return digest(ddp.parameters())
+
+
+def test_samples_are_shared_in_the_group_of_ddp() -> None:
+    one, other, *_ = run(3, _subgroup_alone)
+    assert one == other is not None
 
 
 def _sharded(rank: int, world_size: int) -> tuple[str, int]:

@@ -62,7 +62,8 @@ def advise(
         config: lgreco's, for the plan that is proposed; None: its default.
         steps: passes of each kind, at least 6.
         refresh: calibrate anew.
-        trial: false: nothing is tried; the verdict rests on predictions.
+        trial: false: nothing is tried, and the verdict rests on predictions. What is tried needs room for a second set
+            of DDP's buckets meanwhile, and for lgreco's residuals.
         limit_s: seconds after which the passes become fewer than `steps`, for slow networks.
         tell: hears what is being done.
 

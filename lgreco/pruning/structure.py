@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
+from lgreco.layer import matrix_shape
+
 Shape = tuple[int, ...]
 
 
-def matrix_shape(shape: Shape) -> tuple[int, int]:
-    """Rows and columns of a layer as a matrix; a vector is one row."""
-    if len(shape) < 2:
-        return 1, torch.Size(shape).numel()
-    return shape[0], torch.Size(shape[1:]).numel()
+def rows_and_columns(shape: Shape) -> tuple[int, int]:
+    """Of a layer as a matrix; a vector is one row here, so that a block as 1x4 fits it."""
+    return matrix_shape(shape) if len(shape) > 1 else (1, torch.Size(shape).numel())
 
 
 class Structure(ABC):
@@ -86,7 +86,7 @@ class Blocks(Structure):
 
     def fits(self, shape: Shape) -> bool:
         """Whether the block divides rows and columns."""
-        rows, columns = matrix_shape(shape)
+        rows, columns = rows_and_columns(shape)
         return rows * columns > 0 and rows % self.rows == 0 and columns % self.columns == 0
 
     def group_numel(self, shape: Shape) -> int:
@@ -95,13 +95,13 @@ class Blocks(Structure):
 
     def reduce(self, scores: torch.Tensor) -> torch.Tensor:
         """See Structure."""
-        rows, columns = matrix_shape(tuple(scores.shape))
+        rows, columns = rows_and_columns(tuple(scores.shape))
         cut = scores.float().reshape(rows // self.rows, self.rows, columns // self.columns, self.columns)
         return cut.mean(dim=(1, 3)).reshape(-1)
 
     def expand(self, kept: torch.Tensor, shape: Shape) -> torch.Tensor:
         """See Structure."""
-        rows, columns = matrix_shape(shape)
+        rows, columns = rows_and_columns(shape)
         grid = kept.view(rows // self.rows, 1, columns // self.columns, 1)
         return grid.expand(-1, self.rows, -1, self.columns).reshape(shape)
 
@@ -112,20 +112,20 @@ class Rows(Structure):
 
     def fits(self, shape: Shape) -> bool:
         """Whether there are two or more rows."""
-        rows, columns = matrix_shape(shape)
+        rows, columns = rows_and_columns(shape)
         return rows > 1 and columns > 0
 
     def group_numel(self, shape: Shape) -> int:
         """See Structure."""
-        return matrix_shape(shape)[1]
+        return rows_and_columns(shape)[1]
 
     def reduce(self, scores: torch.Tensor) -> torch.Tensor:
         """See Structure."""
-        return scores.float().reshape(matrix_shape(tuple(scores.shape))).mean(dim=1)
+        return scores.float().reshape(rows_and_columns(tuple(scores.shape))).mean(dim=1)
 
     def expand(self, kept: torch.Tensor, shape: Shape) -> torch.Tensor:
         """See Structure."""
-        return kept.view(-1, 1).expand(matrix_shape(shape)).reshape(shape)
+        return kept.view(-1, 1).expand(rows_and_columns(shape)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class NofM(Structure):
 
     def fits(self, shape: Shape) -> bool:
         """Whether m divides the row."""
-        rows, columns = matrix_shape(shape)
+        rows, columns = rows_and_columns(shape)
         return rows * columns > 0 and columns % self.m == 0
 
     def group_numel(self, shape: Shape) -> int:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.distributed_c10d as distributed_c10d
 from ranks import run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +25,7 @@ from lgreco.cost_model import Line
 
 def _advised(rank: int, world_size: int) -> Any:
     ddp, twin = make(), make()
-    before = threading.enumerate()
+    before, groups = threading.enumerate(), set(distributed_c10d._world.pg_map)
     line = Line(1e-5, 1e6)
     made = Calibration(2, line, line, (("quantize(bits=4, block=512)", 0.0),), 0.0, 0.0)
     kept = Kept(made, Path("none"), fresh=False)
@@ -33,6 +34,7 @@ def _advised(rank: int, world_size: int) -> Any:
     assert digest(ddp.parameters()) == digest(twin.parameters())
     assert {id(each) for each in gc.get_objects() if isinstance(each, DistributedDataParallel)} == {id(ddp), id(twin)}
     assert not [thread.name for thread in threading.enumerate() if thread not in before]
+    assert set(distributed_c10d._world.pg_map) == groups
     assert all(each.grad is None or not each.grad.any() for each in ddp.parameters())
     assert train(ddp, rank, range(3)) == train(twin, rank, range(3))
     return advice.to_dict()

@@ -89,6 +89,12 @@ def test_what_a_trial_shows_counts_and_not_what_was_predicted() -> None:
     assert tried(fast, lgreco=0.5).verdict.startswith("use lgreco")
 
 
+def test_a_bucket_cap_is_advised_only_where_it_gains() -> None:
+    slow = advice(1e7)
+    assert len(slow.options.by("lgreco")) == 2
+    assert tried(slow, lgreco=1.2).best.name == "lgreco quantize(bits=4, block=512)"
+
+
 def test_a_trial_tries_each_way_once() -> None:
     as_it_is = advice(1e10, latency_s=1.0).options.to_try()  # one bucket is best for all
     assert list(as_it_is)[1:] == ["dense as it is", "bf16", "lgreco quantize(bits=4, block=512)"]

@@ -8,8 +8,8 @@ Kernels: encode (fp32 gradient + committed residual -> wire and shadow residual,
 encode_in_place (the residual overwrites itself), encode_alone (no error feedback), reduce_4 (sum of 4 payloads +
 residual -> wire and shadow), reduce_4_alone (no error feedback), decode (wire -> gradient), decode_add (sum += decoded
 wire), and for comparison read (each value once), memcpy, torch_eager (encode_in_place of 4 bits in torch's eager
-operations), and for a topk choice torch_topk (torch.topk of each block's magnitudes, which are made beforehand, not
-sorted, and nothing coded).
+operations), and for a topk choice torch_topk (torch.topk of the whole bucket's magnitudes, made beforehand, not sorted,
+nothing coded) and torch_topk_blocks (the same of each block, as the codec chooses).
 
 With --lowrank instead of the choices' kernels, for a square matrix of that size (100 MiB: 5120 x 5120): gather_project
 (gradient + residual -> matrix, and its product with q), gather_project_in_place (over the residual), torch_add_mm
@@ -144,10 +144,15 @@ def sparse_works(choice: lgreco.TopK | lgreco.RandomK, bucket: Bucket) -> dict[s
         ),
         "decode": lambda: _C.sparse_decode(spec, payloads[0], _NOISE, bucket.out),
     }
-    if isinstance(choice, lgreco.TopK) and numel % choice.block == 0:
-        magnitudes = bucket.gradient.abs().view(-1, choice.block)
-        kept = max(1, round(choice.density * choice.block))
-        works["torch_topk"] = lambda: torch.topk(magnitudes, kept, dim=1, sorted=False)
+    if isinstance(choice, lgreco.TopK):
+        magnitudes = bucket.gradient.abs()
+
+        def torch_topk(values: Tensor) -> object:
+            return torch.topk(values, max(1, round(choice.density * values.shape[-1])), sorted=False)
+
+        works["torch_topk"] = lambda: torch_topk(magnitudes)
+        if numel % choice.block == 0:
+            works["torch_topk_blocks"] = lambda: torch_topk(magnitudes.view(-1, choice.block))
     return works
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, PlainValidator, Strict, TypeAdapter, ValidationError
 
 from lgreco.choice import Choice, parse
 from lgreco.error_table import Array, ErrorTable
@@ -15,67 +17,20 @@ from lgreco.layer import LayerInfo
 from lgreco.plan import Plan
 from lgreco.ring import ring_share
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"must be a whole number, got {value!r:.60}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) in (int, float) or value in ("nan", "inf", "-inf"):
-        return float(value)
-    raise ValueError(f"must be a number, got {value!r:.60}")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, got {value!r:.60}")
-    return value
-
-
-def _way(value: Any) -> str:
-    if value not in ("lgreco", "bf16", "dense"):
-        raise ValueError(f"must be lgreco, bf16 or dense, got {value!r:.60}")
-    return str(value)
-
-
-def _version(value: Any) -> int:
-    if value != FORMAT_VERSION:
-        raise ValueError(f"must be {FORMAT_VERSION}, got {value!r:.60}")
-    return FORMAT_VERSION
-
-
-def _maybe(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
-
-
-def _mapping(read: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], Any]:
-    def read_mapping(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"must map names to values, got {value!r:.60}")
-        return {name: read(each) for name, each in value.items()}
-
-    return read_mapping
-
-
-def _each(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def read_each(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise ValueError(f"must be a list, got {value!r:.60}")
-        return tuple(read(each) for each in value)
-
-    return read_each
+def _number(value: Any) -> Any:
+    """JSON lacks what these texts stand for."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _layer(value: Any) -> LayerInfo:
     try:
         name, shape, dtype = value
-        return LayerInfo(_text(name), _each(_whole)(shape), _text(dtype))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"each layer is [name, shape, dtype], got {value!r:.60} ({error})") from None
+        return LayerInfo(_TEXT.validate_python(name), _WHOLES.validate_python(shape), _TEXT.validate_python(dtype))
+    except (TypeError, ValueError):
+        raise ValueError("must be [name, shape, dtype]") from None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -88,9 +43,13 @@ def _choice(value: Any) -> Choice:
     return _parsed(value) if isinstance(value, str) else parse(value)
 
 
-def _as(read: Callable[[Any], Any], **default: Any) -> Any:
-    """A field that `read` makes of its JSON form."""
-    return dataclasses.field(metadata={"read": read}, **default)
+Whole = Annotated[int, Strict()]
+Text = Annotated[str, Strict()]
+Number = Annotated[float, Strict(), BeforeValidator(_number)]
+ChoiceText = Annotated[Choice, PlainValidator(_choice)]
+LayerList = Annotated[LayerInfo, PlainValidator(_layer)]
+_TEXT: TypeAdapter[str] = TypeAdapter(Text)
+_WHOLES: TypeAdapter[tuple[int, ...]] = TypeAdapter(tuple[Whole, ...])
 
 
 @dataclass(frozen=True)
@@ -101,12 +60,13 @@ class Kind:
         step: optimizer steps done when it was noted.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     kind: ClassVar[str]
-    step: int = _as(_whole)
+    step: Whole
 
     def to_dict(self) -> dict[str, Any]:
         """Its JSON form: numbers that JSON lacks (nan, inf) as text, choices and layers as they are written."""
-        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        fields = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
         return {"kind": self.kind, **fields}
 
 
@@ -124,12 +84,12 @@ class Start(Kind):
     """
 
     kind: ClassVar[str] = "start"
-    layers: tuple[LayerInfo, ...] = _as(_each(_layer))
-    choices: tuple[Choice, ...] = _as(_each(_choice))
-    config: Mapping[str, Any] = _as(_mapping())
-    world_size: int = _as(_whole)
-    versions: Mapping[str, str] = _as(_mapping(_text), default_factory=dict)
-    lgreco_record: int = _as(_version, default=FORMAT_VERSION)
+    layers: tuple[LayerList, ...]
+    choices: tuple[ChoiceText, ...]
+    config: Mapping[str, Any]
+    world_size: Whole
+    versions: Mapping[str, Text] = field(default_factory=dict)
+    lgreco_record: Literal[1] = FORMAT_VERSION
 
     @property
     def dense_bytes(self) -> float:
@@ -165,25 +125,25 @@ class Solve(Kind):
     """
 
     kind: ClassVar[str] = "solve"
-    effective_step: int = _as(_whole)
-    budget: float = _as(_number)
-    predicted_error: float = _as(_number)
-    reference: str = _as(_text)
-    plan: Mapping[str, Choice] = _as(_mapping(_choice))
-    changed: int = _as(_whole)
-    wire_bytes: float = _as(_number)
-    dense_bytes: float = _as(_number)
-    method: str = _as(_text)
-    gap: float = _as(_number)
-    solve_ms: float = _as(_number)
-    measure_ms: float = _as(_number)
-    layer_bytes: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
-    layer_errors: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
-    norm: str = _as(_text, default="squared")
-    layer_weights: Mapping[str, float] = _as(_mapping(_number), default_factory=dict)
-    table: str | None = _as(_maybe(_text), default=None)
-    kept: Mapping[str, int] = _as(_mapping(_whole), default_factory=dict)
-    kept_matrix: Mapping[str, Sequence[int]] = _as(_mapping(_each(_whole)), default_factory=dict)
+    effective_step: Whole
+    budget: Number
+    predicted_error: Number
+    reference: Text
+    plan: Mapping[str, ChoiceText]
+    changed: Whole
+    wire_bytes: Number
+    dense_bytes: Number
+    method: Text
+    gap: Number
+    solve_ms: Number
+    measure_ms: Number
+    layer_bytes: Mapping[str, Number] = field(default_factory=dict)
+    layer_errors: Mapping[str, Number] = field(default_factory=dict)
+    norm: Text = "squared"
+    layer_weights: Mapping[str, Number] = field(default_factory=dict)
+    table: Text | None = None
+    kept: Mapping[str, Whole] = field(default_factory=dict)
+    kept_matrix: Mapping[str, tuple[Whole, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -233,12 +193,12 @@ class Steps(Kind):
     """Figures of a step on this rank, mean over the last `steps` of them; None where not known."""
 
     kind: ClassVar[str] = "steps"
-    steps: int = _as(_whole)
-    wire_bytes: float = _as(_number)
-    step_ms: float | None = _as(_maybe(_number), default=None)
-    codec_ms: float | None = _as(_maybe(_number), default=None)
-    wait_ms: float | None = _as(_maybe(_number), default=None)
-    loss: float | None = _as(_maybe(_number), default=None)
+    steps: Whole
+    wire_bytes: Number
+    step_ms: Number | None = None
+    codec_ms: Number | None = None
+    wait_ms: Number | None = None
+    loss: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -246,8 +206,8 @@ class Realised(Kind):
     """Squared error of each layer as a table predicted it and as the exchange of `step` made it."""
 
     kind: ClassVar[str] = "realised"
-    predicted: Mapping[str, float] = _as(_mapping(_number))
-    realised: Mapping[str, float] = _as(_mapping(_number))
+    predicted: Mapping[str, Number]
+    realised: Mapping[str, Number]
 
     def pairs(self) -> dict[str, tuple[float, float]]:
         """Predicted and realised squared error of those layers of which both are known and finite."""
@@ -279,13 +239,13 @@ class Forecast(Kind):
     """
 
     kind: ClassVar[str] = "forecast"
-    way: str = _as(_way)
-    bytes_per_s: float = _as(_number)
-    predicted_busy_ms: float = _as(_number)
-    busy_ms: float | None = _as(_maybe(_number), default=None)
-    predicted_exposed_ms: float | None = _as(_maybe(_number), default=None)
-    exposed_ms: float | None = _as(_maybe(_number), default=None)
-    text: str = _as(_text, default="")
+    way: Literal["lgreco", "bf16", "dense"]
+    bytes_per_s: Number
+    predicted_busy_ms: Number
+    busy_ms: Number | None = None
+    predicted_exposed_ms: Number | None = None
+    exposed_ms: Number | None = None
+    text: Text = ""
 
 
 @dataclass(frozen=True)
@@ -293,10 +253,11 @@ class Note(Kind):
     """Something that whoever reads the record should know."""
 
     kind: ClassVar[str] = "note"
-    text: str = _as(_text)
+    text: Text
 
 
 KINDS: dict[str, type[Kind]] = {kind.kind: kind for kind in (Start, Solve, Steps, Realised, Forecast, Note)}
+_READERS: dict[str, TypeAdapter[Kind]] = {name: TypeAdapter(kind) for name, kind in KINDS.items()}
 
 
 def from_dict(content: Any) -> Kind:
@@ -305,25 +266,19 @@ def from_dict(content: Any) -> Kind:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    kind = KINDS.get(str(content.get("kind"))) if isinstance(content, dict) else None
-    if kind is None:
+    kind = str(content.get("kind")) if isinstance(content, dict) else None
+    if kind not in KINDS:
         got = content.get("kind") if isinstance(content, dict) else content
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {got!r:.60}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = {}
-    for name, value in content.items():
-        if name == "kind":
-            continue
-        if name not in fields:
-            raise ValueError(f'{kind.kind}: unknown key "{name}", known are {", ".join(fields)}')
-        try:
-            values[name] = fields[name].metadata["read"](value)
-        except ValueError as error:
-            raise ValueError(f"{kind.kind}: {name} {error}") from None
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{kind.kind}: {str(error).split('__init__() ')[-1]}") from None
+        return _READERS[kind].validate_python({name: value for name, value in content.items() if name != "kind"})
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        place = ".".join(map(str, mistake["loc"]))
+        if mistake["type"] == "missing":
+            raise ValueError(f"{kind}: {place} is missing") from None
+        said = mistake["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{kind}: {place}: {said}, got {mistake['input']!r:.60}") from None
 
 
 def ring_bytes(layers: Sequence[LayerInfo], world_size: int) -> float:

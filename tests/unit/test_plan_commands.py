@@ -99,7 +99,7 @@ def test_show_the_last_plan_of_a_record(tmp_path: Path, as_folder: bool) -> None
     [
         (b"lgreco_plan: 2", r"plan.yaml: plan: lgreco_plan must be 1, got 2"),
         (b"\xff\xfe", r"neither a plan (YAML) nor a record"),
-        (b'{"kind": "start"}\n', r"line 1: no record of a run: start: missing"),
+        (b'{"kind": "start"}\n', r"line 1: no record of a run: start: step is missing"),
     ],
 )
 def test_show_refuses_what_is_no_plan_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:

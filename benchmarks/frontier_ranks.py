@@ -151,7 +151,10 @@ def _context() -> ForkServerContext:
 
 def _serve(rank: int, job: Job, folder: Path, timeout_s: float, pipe: Connection) -> None:
     """One rank's whole life."""
-    out = os.open(log_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        out = os.open(log_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except FileNotFoundError:
+        return  # the job was interrupted while it started this rank
     os.dup2(out, 1)
     os.dup2(out, 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -27,9 +27,8 @@ def _number(value: Any) -> Any:
 
 def _layer(value: Any) -> LayerInfo:
     try:
-        name, shape, dtype = value
-        return LayerInfo(_TEXT.validate_python(name), _WHOLES.validate_python(shape), _TEXT.validate_python(dtype))
-    except (TypeError, ValueError):
+        return LayerInfo(*_LAYER.validate_python(value))
+    except ValidationError:
         raise ValueError("must be [name, shape, dtype]") from None
 
 
@@ -43,13 +42,13 @@ def _choice(value: Any) -> Choice:
     return _parsed(value) if isinstance(value, str) else parse(value)
 
 
+# How fields stand in JSON.
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict()]
 Number = Annotated[float, Strict(), BeforeValidator(_number)]
-ChoiceText = Annotated[Choice, PlainValidator(_choice)]
-LayerList = Annotated[LayerInfo, PlainValidator(_layer)]
-_TEXT: TypeAdapter[str] = TypeAdapter(Text)
-_WHOLES: TypeAdapter[tuple[int, ...]] = TypeAdapter(tuple[Whole, ...])
+WrittenChoice = Annotated[Choice, PlainValidator(_choice)]
+WrittenLayer = Annotated[LayerInfo, PlainValidator(_layer)]
+_LAYER: TypeAdapter[tuple[str, tuple[int, ...], str]] = TypeAdapter(tuple[Text, tuple[Whole, ...], Text])
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class Start(Kind):
     """
 
     kind: ClassVar[str] = "start"
-    layers: tuple[LayerList, ...]
-    choices: tuple[ChoiceText, ...]
+    layers: tuple[WrittenLayer, ...]
+    choices: tuple[WrittenChoice, ...]
     config: Mapping[str, Any]
     world_size: Whole
     versions: Mapping[str, Text] = field(default_factory=dict)
@@ -129,7 +128,7 @@ class Solve(Kind):
     budget: Number
     predicted_error: Number
     reference: Text
-    plan: Mapping[str, ChoiceText]
+    plan: Mapping[str, WrittenChoice]
     changed: Whole
     wire_bytes: Number
     dense_bytes: Number

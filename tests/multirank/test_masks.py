@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from masking import CHOICES, MATRICES, gradients_of, masks_of, train_masked
 from ranks import run
 from training import (
     batch_of,
@@ -22,56 +23,9 @@ from training import (
 
 import lgreco
 from lgreco import _C
-from lgreco.candidates import make_offers
 from lgreco.choice import parse
 from lgreco.layer import LayerInfo
-from lgreco.masks import LayerMask
-from lgreco.measurement import Gradients, Meter
-from lgreco.peers import Peers
-from lgreco.plan import Plan, PlannedLayer, wire_bytes
-from lgreco.solver_config import SolverConfig
-
-MATRICES = ("wide.weight", "odd.weight", "narrow.weight", "out.weight")
-CHOICES = [
-    "dense(dtype=fp32)",
-    "dense(dtype=bf16)",
-    "quantize(bits=4, block=64)",
-    "topk(density=0.05)",
-    "randomk(density=0.05)",
-    "lowrank(rank=4, factors=int8)",
-    "lowrank(rank=3, factors=fp32, iterate=alternate)",
-]
-
-
-def masks_of(ddp: Any, density: float, seed: int = 0, names: tuple[str, ...] = MATRICES) -> dict[str, torch.Tensor]:
-    """Random masks, the same on every rank."""
-    generator = torch.Generator().manual_seed(seed)
-    parameters = dict(ddp.module.named_parameters())
-    return {name: torch.rand(parameters[name].shape, generator=generator) < density for name in names}
-
-
-def _steps(ddp: Any, rank: int, steps: range, state: lgreco.State, masks: dict[int, Any]) -> list[str]:
-    """Steps of SGD that keep pruned weights zero; `masks` are set after the steps that they are keyed by."""
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
-    digests = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step, dtype=next(ddp.parameters()).dtype)).backward()
-        optimizer.step()
-        digests.append(digest(ddp.parameters()))
-        if step in masks:
-            state.set_masks(masks[step])
-            with torch.no_grad():
-                for name, parameter in ddp.module.named_parameters():
-                    if name in state.masks:
-                        parameter *= state.masks[name]
-    return digests
-
-
-def _gradients(ddp: Any, rank: int, step: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    ddp.zero_grad()
-    (loss_of(ddp, batch_of(rank, step, dtype=next(ddp.parameters()).dtype)) * scale).backward()
-    return {name: parameter.grad.clone() for name, parameter in ddp.module.named_parameters()}
+from lgreco.plan import wire_bytes
 
 
 def _like_dense(rank: int, world_size: int, dtype: torch.dtype) -> None:
@@ -81,7 +35,7 @@ def _like_dense(rank: int, world_size: int, dtype: torch.dtype) -> None:
     for step, density in enumerate((1.0, 0.5, 0.1, 0.7, 0.0)):
         masks = masks_of(masked, density, step)
         state.set_masks(masks)
-        expected, delivered = _gradients(dense, rank, step), _gradients(masked, rank, step)
+        expected, delivered = gradients_of(dense, rank, step), gradients_of(masked, rank, step)
         for name in expected:
             kept = masks.get(name, torch.ones(()) > 0)
             assert torch.equal(torch.where(kept, expected[name], 0.0), delivered[name]), (step, name)
@@ -108,7 +62,7 @@ def _nothing_is_lost(
         x = batch_of(rank, step, dtype=dtype)
         ddp.zero_grad()
         dist.all_gather_object(gathered, local_gradients(ddp, x))
-        delivered = {name: each / scale for name, each in _gradients(ddp, rank, step, scale).items()}
+        delivered = {name: each / scale for name, each in gradients_of(ddp, rank, step, scale).items()}
         left = undelivered(state)
         for name in MATRICES:
             kept = masks.get(name, torch.ones_like(delivered[name]) > 0).flatten()
@@ -150,13 +104,13 @@ def _bad_step(rank: int, world_size: int, choice: str) -> None:
     state = lgreco.attach(ddp, everything(choice))
     masks = masks_of(ddp, 0.5)
     masks["wide.weight"][:10] = False
-    _gradients(ddp, rank, 0)
+    gradients_of(ddp, rank, 0)
     state.set_masks(masks)
     before = state_digest(state)
-    delivered = _gradients(ddp, rank, 1, float("inf") if rank == 1 else 1.0)
+    delivered = gradients_of(ddp, rank, 1, float("inf") if rank == 1 else 1.0)
     assert delivered["odd.weight"].isinf().all()
     assert state_digest(state) == before
-    assert all(bool(each.isfinite().all()) for each in _gradients(ddp, rank, 1).values())
+    assert all(bool(each.isfinite().all()) for each in gradients_of(ddp, rank, 1).values())
     assert state_digest(state) != before
 
 
@@ -172,7 +126,7 @@ def _before_the_layers_are_known(rank: int, world_size: int) -> None:
     ddp.register_comm_hook(state, lgreco.hook)
     masks = masks_of(ddp, 0.5)
     state.set_masks(masks)
-    delivered = _gradients(ddp, rank, 0)
+    delivered = gradients_of(ddp, rank, 0)
     assert all(not delivered[name][~mask].any() and delivered[name][mask].any() for name, mask in masks.items())
 
 
@@ -186,7 +140,7 @@ def _alone(rank: int, world_size: int) -> None:
     state = lgreco.attach(ddp, everything(CHOICES[2]))
     masks = masks_of(ddp, 0.5)
     state.set_masks(masks)
-    assert _gradients(ddp, rank, 0)["odd.weight"].count_nonzero() > 0.9 * masks["odd.weight"].numel()
+    assert gradients_of(ddp, rank, 0)["odd.weight"].count_nonzero() > 0.9 * masks["odd.weight"].numel()
     state.load_state_dict(state.gather())
     assert state.masks.keys() == masks.keys()
 
@@ -199,10 +153,10 @@ def test_one_rank_exchanges_nothing() -> None:
 def _bytes_sent(rank: int, world_size: int, choice: str) -> tuple[int, float, float]:
     ddp = make(bucket_cap_mb=10)
     state = lgreco.attach(ddp, everything(choice))
-    _gradients(ddp, rank, 0)
+    gradients_of(ddp, rank, 0)
     whole = state.stats()["wire_bytes"]
     state.set_masks(masks_of(ddp, 0.3))
-    _gradients(ddp, rank, 1)
+    gradients_of(ddp, rank, 1)
     planned = sum(wire_bytes(p.layer, p.choice, world_size) for p in state.plan.planned)
     return int(whole), state.stats()["wire_bytes"], planned
 
@@ -232,10 +186,10 @@ def test_costs_follow_what_is_kept() -> None:
 def _dearer(rank: int, world_size: int) -> tuple[str, str]:
     ddp = make()
     state = lgreco.attach(ddp, everything("lowrank(rank=8, factors=fp32)"))
-    _gradients(ddp, rank, 0)
+    gradients_of(ddp, rank, 0)
     before = str(state.plan["odd.weight"])
     state.set_masks(masks_of(ddp, 0.05))
-    _gradients(ddp, rank, 1)
+    gradients_of(ddp, rank, 1)
     return before, str(state.plan["odd.weight"])
 
 
@@ -255,10 +209,10 @@ def _resumed(rank: int, world_size: int, choice: str, split: int, gathered: bool
 
     through = make()
     state = lgreco.attach(through, everything(choice))
-    digests = _steps(through, rank, range(6), state, tensors(through))
+    digests = train_masked(through, rank, range(6), state, tensors(through))
     first = make()
     state_one = lgreco.attach(first, everything(choice))
-    _steps(first, rank, range(split), state_one, tensors(first))
+    train_masked(first, rank, range(split), state_one, tensors(first))
     saved = state_one.gather() if gathered else state_one.state_dict()
     weights = first.module.state_dict()
     numel = {name: mask.numel() for name, mask in state_one.masks.items()}
@@ -269,7 +223,7 @@ def _resumed(rank: int, world_size: int, choice: str, split: int, gathered: bool
     state_two.set_masks({"narrow.weight": torch.zeros(96, 193) > 0})  # the checkpoint's replace it
     state_two.load_state_dict(saved)
     later = {step: masks for step, masks in tensors(second).items() if step >= split}
-    assert _steps(second, rank, range(split, 6), state_two, later) == digests[split:]
+    assert train_masked(second, rank, range(split, 6), state_two, later) == digests[split:]
     assert state_digest(state_two) == state_digest(state)
     assert {name: mask.tolist() for name, mask in state_two.masks.items()} == {
         name: mask.tolist() for name, mask in state.masks.items()
@@ -286,7 +240,7 @@ def test_save_and_load_continue_bit_for_bit(choice: str, split: int, gathered: b
 def _saved(rank: int, world_size: int) -> Any:
     ddp = make()
     state = lgreco.attach(ddp, everything(CHOICES[2]))
-    _steps(ddp, rank, range(3), state, {0: masks_of(ddp, 0.4)})
+    train_masked(ddp, rank, range(3), state, {0: masks_of(ddp, 0.4)})
     return state.gather()
 
 
@@ -300,7 +254,7 @@ def _continued(rank: int, world_size: int, saved: Any) -> dict[str, torch.Tensor
 def _still_pending(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     ddp = make()
     state = lgreco.attach(ddp, everything(CHOICES[2]))
-    _steps(ddp, rank, range(3), state, {0: masks_of(ddp, 0.4)})
+    train_masked(ddp, rank, range(3), state, {0: masks_of(ddp, 0.4)})
     return undelivered(state)
 
 
@@ -332,7 +286,7 @@ def _refused(rank: int, world_size: int) -> list[str]:
             state.set_masks(masks)
         messages.append(str(caught.value))
     assert {name: mask.tolist() for name, mask in state.masks.items()} == before
-    _gradients(ddp, rank, 0)
+    gradients_of(ddp, rank, 0)
     return messages
 
 
@@ -356,7 +310,7 @@ def _unnoticed(rank: int, world_size: int) -> str:
     packed = [None if b is None else (p.layer.numel, b) for p, b in zip(state.plan.planned, bits, strict=True)]
     state._binding.engine.set_masks(packed, [p.choice.to_native() for p in state.plan.planned])
     try:
-        _gradients(ddp, rank, 0)
+        gradients_of(ddp, rank, 0)
     except RuntimeError as error:
         return str(error)
     return ""
@@ -416,125 +370,3 @@ def _joined(rank: int, world_size: int) -> list[str]:
 def test_ranks_that_have_joined_take_part() -> None:
     """Uneven inputs end with the same weights everywhere."""
     same_on_all_ranks(run(2, _joined))
-
-
-def _solved(rank: int, world_size: int, families: list[str]) -> tuple[list[str], list[tuple[str, ...]], list[float]]:
-    ddp = make()
-    solver = {"interval": 4, "window": 2, "lag": 2, "alpha": 2.0, "families": families, "reference": "quantize(bits=4)"}
-    state = lgreco.attach(ddp, {"min_numel": 1, "warmup_steps": 4, "solver": solver, "check_replicas_every": 1})
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
-    digests, plans, sent = [], [], []
-    for step in range(24):
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step)).backward()
-        optimizer.step()
-        digests.append(digest(ddp.parameters()))
-        plans.append(tuple(str(choice) for choice in state.plan.values()))
-        sent.append(sum(wire_bytes(p.layer, p.choice, world_size) for p in state.plan.planned))
-        if step in (2, 5, 9, 10, 17):
-            state.set_masks(masks_of(ddp, 1.0 - step / 20, step))
-        if step == 13:
-            saved = state.gather()
-            assert len(saved["masks"]) == 4
-    assert state._binding.controller.failure is None
-    for planned in state.plan.planned:
-        dense = wire_bytes(planned.layer, parse("dense(dtype=fp32)"), world_size)
-        assert wire_bytes(planned.layer, planned.choice, world_size) <= dense
-    state.close()
-    return digests, plans, sent
-
-
-@pytest.mark.parametrize("families", [["quantize", "dense"], ["lowrank", "quantize", "topk", "dense"]])
-def test_replicas_stay_alike_while_masks_and_plans_change(families: list[str]) -> None:
-    """The solver measures kept elements, and its plans follow the masks."""
-    _, plans, sent = same_on_all_ranks(run(3, _solved, families))
-    assert len(set(plans)) > 2
-    if families == ["quantize", "dense"]:
-        assert sent[-1] < 0.4 * sent[6]
-    else:
-        assert any("lowrank" in choice for choice in plans[12]), "matrices of which half is pruned are factored too"
-
-
-def _solver_resumed(rank: int, world_size: int) -> None:
-    solver = {"interval": 4, "window": 2, "lag": 2, "alpha": 2.0, "families": ["quantize", "lowrank", "dense"]}
-    config = {"min_numel": 1, "warmup_steps": 2, "solver": solver}
-
-    def fresh() -> tuple[Any, lgreco.State]:
-        ddp = make()
-        return ddp, lgreco.attach(ddp, config)
-
-    ddp, state = fresh()
-    masks = {5: masks_of(ddp, 0.5), 9: masks_of(ddp, 0.3, 1)}
-    digests = _steps(ddp, rank, range(16), state, masks)
-    for split in (6, 8, 11):
-        first, state_one = fresh()
-        _steps(first, rank, range(split), state_one, masks)
-        saved, weights = state_one.gather(), first.module.state_dict()
-        second, state_two = fresh()
-        second.module.load_state_dict(weights)
-        state_two.load_state_dict(saved)
-        later = {step: each for step, each in masks.items() if step >= split}
-        assert _steps(second, rank, range(split, 16), state_two, later) == digests[split:], split
-
-
-def test_a_solver_continues_with_masks_bit_for_bit() -> None:
-    """Tables, plans and masks of a checkpoint belong together."""
-    run(2, _solver_resumed)
-
-
-def _measured(rank: int, world_size: int, density: float) -> None:
-    generator = torch.Generator().manual_seed(rank)
-    common = torch.Generator().manual_seed(99)
-    shape = (96, 200)
-    signal = torch.randn(96, 3, generator=common) @ torch.randn(3, 200, generator=common)
-    kept = torch.rand(shape, generator=common) < density
-    mask = LayerMask.of(kept)
-    layer = LayerInfo("w", shape, "fp32", mask.kept)
-    candidates = ["quantize(bits=4, block=64)", "lowrank(rank=2, factors=fp32)", "dense"]
-    settings = SolverConfig(candidates=candidates, reference=candidates[0])
-    offers = make_offers(settings, Plan([PlannedLayer(layer, parse("dense"), "")]), [True], world_size, "fp32")
-    meter = Meter(offers, Peers(dist.new_group(backend="gloo")), 5, {"w": mask})
-    own = (signal + torch.randn(shape, generator=generator))[kept]
-    everyone = [torch.empty_like(own) for _ in range(world_size)]
-    dist.all_gather(everyone, own)
-    mean = torch.stack(everyone).double().mean(0).float()
-    row = meter.measure(Gradients(3, [0], [own], [mean], [None]))[0]
-    errors = {str(choice): float(error) for choice, error in zip(offers.choices, row.errors, strict=True)}
-    whole = torch.zeros(shape)
-    whole[kept] = mean
-    u, s, vt = torch.linalg.svd(whole, full_matrices=False)
-    best = ((u[:, :2] * s[:2]) @ vt[:2])[kept]
-    assert errors[candidates[1]] == pytest.approx(float((mean - best).square().sum()), rel=0.1)
-    simulated = _C.simulate_choice(parse(candidates[0]).to_native(), everyone, 8)
-    assert errors[candidates[0]] == pytest.approx(simulated, rel=1e-6)
-    assert row.squared_norm == pytest.approx(float(mean.square().sum()), rel=1e-4)
-
-
-@pytest.mark.parametrize("density", [0.2, 0.7])
-def test_tables_measure_kept_elements(density: float) -> None:
-    """Quantisation of the run; low rank of the masked matrix, at what is kept of it."""
-    run(2, _measured, density)
-
-
-def _watched(rank: int, world_size: int, choice: str) -> None:
-    ddp = make()
-    state = lgreco.attach(ddp, everything(choice))
-    mask = masks_of(ddp, 0.6)["odd.weight"]
-    state.set_masks({"odd.weight": mask})
-    engine, names = state._binding.engine, list(state.plan)
-    engine.watch(1, [names.index("odd.weight")])
-    _gradients(ddp, rank, 0)
-    ddp.zero_grad()
-    residual = state.state_dict()["residuals"]["odd.weight"]["sender"]
-    own = local_gradients(ddp, batch_of(rank, 1))["odd.weight"].flatten()
-    delivered = _gradients(ddp, rank, 1)["odd.weight"].flatten()
-    snapshot = engine.next_snapshot()
-    kept = mask.flatten()
-    assert torch.allclose(snapshot.values[0], (own + residual)[kept], rtol=1e-5, atol=1e-7)
-    assert torch.equal(snapshot.delivered[0], delivered[kept])
-
-
-@pytest.mark.parametrize("choice", [CHOICES[2], CHOICES[5]])
-def test_snapshots_hold_what_is_kept(choice: str) -> None:
-    """Gradient + residual of kept elements before, what was delivered of them after."""
-    run(2, _watched, choice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,15 @@ def test_a_finished_job_is_found_again_and_a_dead_or_changed_one_is_not(tmp_path
     assert results.finished(job(seed=1)) is None
     assert results.finished(job()) == kept
     assert sorted(path.suffix for path in (tmp_path / "new").iterdir()) == [".json", ".json"]
+
+
+def test_a_rank_whose_job_is_over_before_it_starts_ends_quietly(tmp_path: Path) -> None:
+    """Its job was interrupted: nobody reads what it would say, and it may not say it on the terminal."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    frontier_ranks._serve(0, job(), tmp_path / "gone", 1.0, theirs)
+    theirs.close()
+    with pytest.raises(EOFError):
+        ours.recv()
 
 
 def test_last_words_begin_with_the_rank_that_died_first(tmp_path: Path) -> None:

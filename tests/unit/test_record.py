@@ -151,6 +151,7 @@ def start_line(**changed: object) -> bytes:
         (b"[1]\n", r"kind must be one of start, .*, got \[1\]"),
         (b"[" * 100_000 + b"\n", r"line 1: no record"),
         (b'{"kind": "note", "step": 1.5, "text": "x"}\n', r"note: step: .*valid integer, got 1\.5"),
+        (b'{"kind": "note", "step": true, "text": "x"}\n', r"note: step: .*valid integer, got True"),
         (b'{"kind": "note", "step": 1, "text": 3}\n', r"note: text: .*valid string, got 3"),
         (b'{"kind": "note", "step": 1, "text": "", "txt": "x"}\n', r"note: txt: Unexpected .*, got 'x'"),
         (b'{"kind": "note", "step": 1}\n', r"note: text is missing"),
@@ -159,8 +160,8 @@ def start_line(**changed: object) -> bytes:
             r"realised: predicted: .*valid \w+, got \[\]",
         ),
         (
-            b'{"kind": "realised", "step": 1, "predicted": {"w": "x"}, "realised": {}}\n',
-            r"realised: predicted\.w: .*valid number, got 'x'",
+            b'{"kind": "realised", "step": 1, "predicted": {"w": "1"}, "realised": {}}\n',
+            r"realised: predicted\.w: .*valid number, got '1'",
         ),
         (start_line(lgreco_record=2), r"start: lgreco_record: Input should be 1, got 2"),
         (

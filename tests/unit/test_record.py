@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from synthetic_run import CHOICES, error_table, gpt_layers, write_run
 
@@ -23,7 +23,7 @@ from lgreco.choice import parse
 from lgreco.layer import LayerInfo
 from lgreco.plan import Plan, PlannedLayer
 from lgreco.record import Note, Realised, Recorder, Solve, Start, Steps, find, read
-from lgreco.record_kinds import Kind, from_dict
+from lgreco.record_kinds import Forecast, Kind, from_dict
 
 LAYERS = (LayerInfo("w", (8, 8), "fp32"), LayerInfo("b", (8,), "fp32"))
 START = Start(0, LAYERS, CHOICES[:3], {"seed": 0, "layers": {"*": "dense"}}, 4, {"torch": "2.15"})
@@ -67,6 +67,8 @@ kinds = st.one_of(
 
 
 @given(kinds)
+@example(Steps(1, 1, -math.inf, loss=math.inf))
+@example(Forecast(3, "bf16", 1e8, 1.0, exposed_ms=2.5, text="who averages"))
 def test_every_kind_survives_its_line(record: Kind) -> None:
     line = json.dumps(record.to_dict(), allow_nan=False)
     assert from_dict(json.loads(line)) == record

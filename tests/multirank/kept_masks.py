@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from training import batch_of, digest, loss_of
-
-import lgreco
 
 NAMES = ("wide.weight", "odd.weight", "narrow.weight")
 
@@ -35,17 +32,3 @@ def masks_of(ddp: Any, kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """Of the matrices that are factored."""
     parameters = dict(ddp.module.named_parameters())
     return {name: mask_of(parameters[name].shape, kind, seed) for name in NAMES}
-
-
-def train_under(ddp: Any, rank: int, steps: range, state: lgreco.State, masks: dict[int, Any]) -> list[str]:
-    """Trains, with masks set after the steps that they are named by; digests of the parameters after each step."""
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2)
-    digests = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss_of(ddp, batch_of(rank, step)).backward()
-        optimizer.step()
-        digests.append(digest(ddp.parameters()))
-        if step in masks:
-            state.set_masks(masks[step])
-    return digests

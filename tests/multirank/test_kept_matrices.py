@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from kept_masks import NAMES, mask_of, masks_of, train_under
+from kept_masks import NAMES, mask_of, masks_of
+from masking import train_masked
 from ranks import run
 from torch import nn
 from training import (
@@ -199,16 +200,16 @@ def _resumed(rank: int, world_size: int, choice: str, split: int, gathered: bool
         return ddp, lgreco.attach(ddp, everything(choice)), masks
 
     through, state, masks = fresh()
-    digests = train_under(through, rank, range(8), state, masks)
+    digests = train_masked(through, rank, range(8), state, masks)
     first, state_one, _ = fresh()
-    train_under(first, rank, range(split), state_one, masks)
+    train_masked(first, rank, range(split), state_one, masks)
     saved, weights = state_one.gather() if gathered else state_one.state_dict(), first.module.state_dict()
     second, state_two, _ = fresh()
     second.module.load_state_dict(weights)
     state_two.load_state_dict(saved)
     assert state_digest(state_two) == state_digest(state_one)
     later = {step: each for step, each in masks.items() if step >= split}
-    assert train_under(second, rank, range(split, 8), state_two, later) == digests[split:]
+    assert train_masked(second, rank, range(split, 8), state_two, later) == digests[split:]
     assert state_digest(state_two) == state_digest(state)
 
 

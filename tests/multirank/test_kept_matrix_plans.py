@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-from kept_masks import NAMES, mask_of, masks_of, train_under
+from kept_masks import NAMES, mask_of, masks_of
+from masking import measure_kept, train_masked
 from ranks import run
 from training import batch_of, digest, everything, local_gradients, loss_of, make, same_on_all_ranks
 
 import lgreco
-from lgreco.candidates import make_offers
 from lgreco.choice import LowRank, parse
-from lgreco.layer import LayerInfo
 from lgreco.masks import LayerMask
-from lgreco.measurement import Gradients, Meter
-from lgreco.peers import Peers
-from lgreco.plan import Plan, PlannedLayer, wire_bytes
+from lgreco.plan import wire_bytes
 from lgreco.pruning import OneShotSchedule, Pruner
-from lgreco.solver_config import SolverConfig
 
 BOTH = "lowrank(rank=4, factors=int8)"
 
@@ -30,7 +25,7 @@ def _solved(rank: int, world_size: int) -> tuple[list[str], list[str]]:
     masks = {step: masks_of(ddp, kind, step) for step, kind in ((5, "rows"), (9, "both"), (14, "columns"))}
     digests, plans = [], []
     for step in range(20):
-        digests += train_under(ddp, rank, range(step, step + 1), state, masks)
+        digests += train_masked(ddp, rank, range(step, step + 1), state, masks)
         plans.append(str(state.plan))
         for planned in state.plan.planned:
             dense = wire_bytes(planned.layer, parse("dense(dtype=fp32)"), world_size)
@@ -51,24 +46,11 @@ def test_the_solver_chooses_by_the_smaller_matrices() -> None:
 
 
 def _measured(rank: int, world_size: int) -> None:
-    generator, common = torch.Generator().manual_seed(rank), torch.Generator().manual_seed(99)
-    shape = (96, 200)
-    kept = mask_of(shape, "both")
-    mask = LayerMask.of(kept)
-    matrix = mask.matrix(shape)
+    kept = mask_of((96, 200), "both")
+    matrix = LayerMask.of(kept).matrix((96, 200))
     assert matrix is not None
-    signal = torch.randn(96, 3, generator=common) @ torch.randn(3, 200, generator=common)
-    layer = LayerInfo("w", shape, "fp32", mask.kept, matrix)
     candidates = ["lowrank(rank=2, factors=fp32)", f"lowrank(rank={min(matrix) + 1}, factors=int2)", "dense"]
-    settings = SolverConfig(candidates=candidates, reference=candidates[0])
-    offers = make_offers(settings, Plan([PlannedLayer(layer, parse("dense"), "")]), [True], world_size, "fp32")
-    meter = Meter(offers, Peers(dist.new_group(backend="gloo")), 5, {"w": mask})
-    own = (signal + torch.randn(shape, generator=generator))[kept]
-    everyone = [torch.empty_like(own) for _ in range(world_size)]
-    dist.all_gather(everyone, own)
-    mean = torch.stack(everyone).double().mean(0).float()
-    row = meter.measure(Gradients(3, [0], [own], [mean], [None]))[0]
-    errors = {str(choice): float(error) for choice, error in zip(offers.choices, row.errors, strict=True)}
+    row, errors, _, mean = measure_kept(rank, world_size, kept, candidates)
     singular = torch.linalg.svdvals(mean.view(matrix).double())
     assert errors[candidates[0]] == pytest.approx(float(singular[2:].square().sum()), rel=0.02)
     assert not errors[candidates[1]] >= 0, "a rank above the matrix's own is offered"

@@ -6,21 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from masking import CHOICES, gradients_of, masks_of, train_masked
+from masking import CHOICES, gradients_of, masks_of, measure_kept, train_masked
 from ranks import run
 from training import batch_of, digest, everything, local_gradients, loss_of, make, same_on_all_ranks
 
 import lgreco
 from lgreco import _C
-from lgreco.candidates import make_offers
 from lgreco.choice import parse
-from lgreco.layer import LayerInfo
-from lgreco.masks import LayerMask
-from lgreco.measurement import Gradients, Meter
-from lgreco.peers import Peers
-from lgreco.plan import Plan, PlannedLayer, wire_bytes
-from lgreco.solver_config import SolverConfig
+from lgreco.plan import wire_bytes
 
 
 def _solved(rank: int, world_size: int, families: list[str]) -> tuple[list[str], list[tuple[str, ...]], list[float]]:
@@ -88,23 +81,10 @@ def test_a_solver_continues_with_masks_bit_for_bit() -> None:
 
 
 def _measured(rank: int, world_size: int, density: float) -> None:
-    generator = torch.Generator().manual_seed(rank)
-    common = torch.Generator().manual_seed(99)
     shape = (96, 200)
-    signal = torch.randn(96, 3, generator=common) @ torch.randn(3, 200, generator=common)
-    kept = torch.rand(shape, generator=common) < density
-    mask = LayerMask.of(kept)
-    layer = LayerInfo("w", shape, "fp32", mask.kept)
+    kept = torch.rand(shape, generator=torch.Generator().manual_seed(7)) < density
     candidates = ["quantize(bits=4, block=64)", "lowrank(rank=2, factors=fp32)", "dense"]
-    settings = SolverConfig(candidates=candidates, reference=candidates[0])
-    offers = make_offers(settings, Plan([PlannedLayer(layer, parse("dense"), "")]), [True], world_size, "fp32")
-    meter = Meter(offers, Peers(dist.new_group(backend="gloo")), 5, {"w": mask})
-    own = (signal + torch.randn(shape, generator=generator))[kept]
-    everyone = [torch.empty_like(own) for _ in range(world_size)]
-    dist.all_gather(everyone, own)
-    mean = torch.stack(everyone).double().mean(0).float()
-    row = meter.measure(Gradients(3, [0], [own], [mean], [None]))[0]
-    errors = {str(choice): float(error) for choice, error in zip(offers.choices, row.errors, strict=True)}
+    row, errors, everyone, mean = measure_kept(rank, world_size, kept, candidates)
     whole = torch.zeros(shape)
     whole[kept] = mean
     u, s, vt = torch.linalg.svd(whole, full_matrices=False)

@@ -11,8 +11,8 @@ FAMILY/NAME gives the run the colour of its family in the figure. Equal seeds ha
 all runs.
 
 Each result is kept in a file in --out, whose name depends on all settings that decide it; --resume takes those that
-are there, whatever commit made them (it stands in them), and trains the rest, also what died before. A run that dies
-is reported with its last words.
+are there, whatever commit made them (it stands in them), and trains the rest, also what died before; --known takes
+those of earlier --json files too, and --summarise trains nothing. A run that dies is reported with its last words.
 
 ratio: what a ring allreduce of fp32 gradients sends, 2 (W-1)/W * 4 bytes a parameter, over what a rank sent on
 average after the dense warm-up steps; whole-run ratio: the same with them. Gap: loss over dense's of the same seed,
@@ -37,6 +37,8 @@ from frontier_tasks import OPTIMIZERS, TASKS, settings_of
 from rich.progress import Progress, TaskID, TextColumn
 
 _INTERRUPTED = 130
+# Of the command line, what no figure depends on.
+_NOT_SETTINGS = ("json", "out", "config", "resume", "known", "summarise")
 
 
 def jobs_of(args: argparse.Namespace, runs: Sequence[Run]) -> list[Job]:
@@ -63,7 +65,10 @@ def run_all(jobs: Sequence[Job], results: Results, args: argparse.Namespace) -> 
     with report.progress(TextColumn("{task.fields[figures]}")) as bar:
         overall = bar.add_task("jobs", total=len(jobs), figures="")
         for job in jobs:
-            record = results.finished(job) if args.resume else None
+            record = results.finished(job) if args.resume or args.known or args.summarise else None
+            if record is None and args.summarise:
+                bar.advance(overall)
+                continue
             if record is None:
                 record = results.keep(job, _run_one(job, args.timeout_s, bar))
                 said = f"died: {record['died']}" if record["died"] else f"validation loss {record['val_loss']:.4f}"
@@ -112,17 +117,20 @@ def main() -> int:
     try:
         runs = only(args.only, read_runs(args.runs, args.config, args.warmup_steps))
         jobs = jobs_of(args, runs)
+        results = Results(args.out)
+        for file in args.known:
+            results.adopt(file, jobs)
     except ValueError as error:
         parser.error(str(error))
     # Both ways to be told to stop end the ranks first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        records = run_all(jobs, Results(args.out), args)
+        records = run_all(jobs, results, args)
     except KeyboardInterrupt:
         print("frontier: interrupted; --resume goes on with what is not finished", file=sys.stderr)
         return _INTERRUPTED
     rows = rows_of(runs, records)
-    settings = {name: value for name, value in vars(args).items() if name not in ("json", "out", "config", "resume")}
+    settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     settings["configs"] = [str(path) for path in args.config]
     summarise(rows, args, {**settings, "train": jobs[0].train})
     return 0 if any(len(row["died"]) < len(row["seeds"]) for row in rows) else 1
@@ -144,6 +152,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the results of the runs and the figure")
     add("--json", metavar="FILE", help="write the figures there")
     add("--resume", action="store_true", help="take the results that are in the folder already")
+    add(
+        "--known",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="earlier --json files, whose results are taken",
+    )
+    add("--summarise", action="store_true", help="train nothing: table, figure and JSON of what is there")
     return parser
 
 

@@ -137,6 +137,20 @@ class Results:
             return None
         return record
 
+    def adopt(self, file: Path, jobs: Iterable[Job]) -> None:
+        """Keeps what an earlier --json file holds of jobs that have not finished here.
+
+        Raises:
+            ValueError: the file is missing, or holds no frontier.
+        """
+        content = report.read_json(file)
+        if content is None:
+            raise ValueError(f"known must be files that --json wrote, got {file}")
+        for job in jobs:
+            record = _known(job, content) if self.finished(job) is None else None
+            if record is not None:
+                self.keep(job, record)
+
     def keep(self, job: Job, record: Mapping[str, Any]) -> dict[str, Any]:
         """Writes a job's result, whole or not at all; returns what `finished` would."""
         whole = {"job": job.identity, "commit": report.commit(), **record}
@@ -145,6 +159,20 @@ class Results:
         part.write_text(json.dumps(whole, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(path)
         return whole
+
+
+def _known(job: Job, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """This very job's record in what --json wrote, without its loss curve; None where it is another's or it died."""
+    settings = content["settings"]
+    if any(settings.get(name) != job.identity[name] for name in ("model", "optimizer", "world_size", "train")):
+        return None
+    row = next((row for row in content["rows"] if row["run"] == job.run), None)
+    record = row["by_seed"].get(str(job.seed)) if row is not None else None
+    if row is None or record is None or record["died"] is not None:
+        return None
+    if config_of(Run(row["run"], row["family"], row["config"]), job.seed) != job.config:
+        return None
+    return {**record, "parameters": row["parameters"], "plan": row["plan"]}
 
 
 def _read_word(word: str, warmup_steps: int) -> Run:

@@ -79,6 +79,14 @@ def test_runs_train_die_and_are_taken_again(tmp_path: Path) -> None:
     # Trained again, the times would differ.
     assert json.loads(second.read_text())["rows"] == [dense, four_bits]
 
+    third = tmp_path / "third.json"
+    taken = subprocess.run(
+        [*command(tmp_path / "fresh", *words[:-1], "--known", str(first), "--summarise"), "--json", str(third)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert taken.returncode == 0, taken.stderr
+    assert json.loads(third.read_text())["rows"] == [dense, four_bits]
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_stays_behind(tmp_path: Path, number: signal.Signals) -> None:

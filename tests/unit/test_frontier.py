@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import frontier  # noqa: E402
 import frontier_ranks  # noqa: E402
+import report  # noqa: E402
 from frontier_figure import draw  # noqa: E402
 from frontier_runs import Job, Results, Run, config_of, read_runs  # noqa: E402
 from frontier_summary import COLUMNS, rows_of, shown, spread  # noqa: E402
@@ -193,6 +195,33 @@ def test_a_finished_job_is_found_again_and_a_dead_or_changed_one_is_not(tmp_path
     assert results.finished(job(seed=1)) is None
     assert results.finished(job()) == kept
     assert sorted(path.suffix for path in (tmp_path / "new").iterdir()) == [".json", ".json"]
+
+
+def test_results_of_an_earlier_file_are_taken_where_they_are_of_the_same_job(tmp_path: Path) -> None:
+    args = argparse.Namespace(model="digits", optimizer="adamw", steps=None, world_size=4, seeds=[0, 1, 2])
+    runs = [DENSE, FOUR_BITS]
+    zero, one, two, *rest = frontier.jobs_of(args, [FOUR_BITS]) + frontier.jobs_of(args, [DENSE])
+    records = {FOUR_BITS.name: {0: record(0.25, commit="then"), 1: {"died": "rank 0 was killed by SIGKILL"}}}
+    settings = {"model": "digits", "optimizer": "adamw", "world_size": 4, "train": zero.train}
+    report.write_json(tmp_path / "known.json", settings=settings, rows=rows_of(runs, records))
+    results = Results(tmp_path / "out")
+    results.adopt(tmp_path / "known.json", [zero, one, two, *rest])
+    found = results.finished(zero)
+    assert found is not None
+    assert (found["commit"], found["val_loss"], found["plan"], found["parameters"]) == ("then", 0.25, {"a": "dense"}, 7)
+    assert rows_of([FOUR_BITS], {FOUR_BITS.name: {0: found}})[0]["val_loss"] == 0.25
+    assert [results.finished(missing) for missing in (one, two, *rest)] == [None] * 5
+    others = [
+        replace(zero, train={**zero.train, "steps": 401}), replace(zero, world_size=2), replace(zero, optimizer="sgd"),
+        replace(zero, config=config_of(Run(zero.run, "quantize", {"default": "quantize(bits=3)"}), 0)),
+    ]  # fmt: skip
+    results.adopt(tmp_path / "known.json", others)
+    assert [results.finished(other) for other in others] == [None] * 4
+    results.keep(zero, record(0.3))
+    results.adopt(tmp_path / "known.json", [zero])
+    assert results.finished(zero)["val_loss"] == 0.3  # What is there stays.
+    with pytest.raises(ValueError, match="known must be files that --json wrote"):
+        results.adopt(tmp_path / "none.json", [zero])
 
 
 def test_a_rank_whose_job_is_over_before_it_starts_ends_quietly(tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ def _known(job: Job, content: Mapping[str, Any]) -> dict[str, Any] | None:
     record = row["by_seed"].get(str(job.seed)) if row is not None else None
     if row is None or record is None or record["died"] is not None:
         return None
-    if config_of(Run(row["run"], row["family"], row["config"]), job.seed) != job.config:
+    # What it was then: keys that have come since have their defaults. The row has its first seed's own.
+    if lgreco.Config.load({**row["config"], "seed": job.config["seed"]}).to_dict() != job.config:
         return None
     return {**record, "parameters": row["parameters"], "plan": row["plan"]}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from frontier_runs import Run
+from frontier_runs import Run, config_of
 
 COLUMNS = (
     "run", "ratio", "whole-run ratio", "validation loss", "gap to dense", "training loss", "gap to dense ",
@@ -79,7 +79,9 @@ def _row(
     run: Run, of_seed: Mapping[int, Mapping[str, Any]], dense: Mapping[int, Mapping[str, Any]], *, is_reference: bool
 ) -> dict[str, Any]:
     alive = _alive(of_seed)
-    row: dict[str, Any] = {"run": run.name, "family": run.family, "config": run.config, "seeds": list(of_seed)}
+    # Complete, as defaults may change: --known asks whether it is still the same.
+    config = config_of(run, next(iter(of_seed)))
+    row: dict[str, Any] = {"run": run.name, "family": run.family, "config": config, "seeds": list(of_seed)}
     row["died"] = {str(seed): record["died"] for seed, record in of_seed.items() if record["died"] is not None}
     for key in _MEANS:
         known = [record[key] for record in alive.values() if record[key] is not None]

@@ -152,6 +152,7 @@ def test_gaps_are_to_dense_of_the_same_seed() -> None:
     assert dense["val_gap"] is None
     assert dense["val_spread"] == pytest.approx([-1 / 3, 1 / 3])
     assert "train_loss_curve" not in four_bits["by_seed"]["0"]
+    assert four_bits["config"] == config_of(FOUR_BITS, 0)  # defaults may change
     assert shown(four_bits)["gap to dense"] == "+5.0 % (+10.0, +0.0)"
     assert shown(dense)["gap to dense"] == "spread -33.3 to +33.3 %"
     json.dumps([dense, four_bits], allow_nan=False)

@@ -19,6 +19,7 @@ from lgreco.norm import NORMS, gradient_total
 from lgreco.plan_solve import Budget, Solved, Spent, solve_table
 from lgreco.plan_source import PlanSource, load_plan
 from lgreco.plan_table import plan_table
+from lgreco.solver_config import SolverConfig
 
 _PATH = click.Path(path_type=Path)
 
@@ -71,7 +72,7 @@ def diff(before: Path, after: Path) -> None:
 @plan_group.command("solve")
 @click.argument("table", type=_PATH)
 @click.option("--budget-alpha", default=1.0, show_default=True, help="Budget as a multiple of the reference's error.")
-@click.option("--reference", default="lowrank(rank=8, factors=int8)", show_default=True, help="A uniform choice.")
+@click.option("--reference", default=str(SolverConfig().reference), show_default=True, help="A uniform choice.")
 @click.option("--relative-error", type=float, help="Budget as a share of the gradient's norm, instead.")
 @click.option("--bytes", "bytes_", type=float, help="Bytes that a rank may send in a step, instead; least error then.")
 @click.option("--norm", type=click.Choice(NORMS), default="adam", show_default=True)

@@ -20,7 +20,14 @@ BOTH = "lowrank(rank=4, factors=int8)"
 
 def _solved(rank: int, world_size: int) -> tuple[list[str], list[str]]:
     ddp = make()
-    solver = {"interval": 4, "window": 2, "lag": 2, "alpha": 2.0, "families": ["lowrank", "dense"]}
+    solver = {
+        "interval": 4,
+        "window": 2,
+        "lag": 2,
+        "alpha": 2.0,
+        "families": ["lowrank", "dense"],
+        "reference": "lowrank(rank=8)",
+    }
     state = lgreco.attach(ddp, {"min_numel": 1, "warmup_steps": 4, "solver": solver, "check_replicas_every": 1})
     masks = {step: masks_of(ddp, kind, step) for step, kind in ((5, "rows"), (9, "both"), (14, "columns"))}
     digests, plans = [], []

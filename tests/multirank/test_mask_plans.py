@@ -54,7 +54,14 @@ def test_replicas_stay_alike_while_masks_and_plans_change(families: list[str]) -
 
 
 def _solver_resumed(rank: int, world_size: int) -> None:
-    solver = {"interval": 4, "window": 2, "lag": 2, "alpha": 2.0, "families": ["quantize", "lowrank", "dense"]}
+    solver = {
+        "reference": "lowrank(rank=8)",
+        "interval": 4,
+        "window": 2,
+        "lag": 2,
+        "alpha": 2.0,
+        "families": ["quantize", "lowrank", "dense"],
+    }
     config = {"min_numel": 1, "warmup_steps": 2, "solver": solver}
 
     def fresh() -> tuple[Any, lgreco.State]:

@@ -25,7 +25,8 @@ LAYERS = [
 
 
 def offers_of(config: dict[str, Any] | None = None, layers: list[LayerInfo] = LAYERS, **solver: Any) -> Offers:
-    made = Config.load({**(config or {}), "solver": solver})
+    """Around rank 8, unless said otherwise."""
+    made = Config.load({**(config or {}), "solver": {"reference": "lowrank(rank=8, factors=int8)", **solver}})
     assert made.solver is not None
     plan = resolve(made, layers)
 

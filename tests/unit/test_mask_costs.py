@@ -116,7 +116,8 @@ def test_no_rank_above_a_kept_matrix_is_offered() -> None:
 
 
 def offers_of(layer: LayerInfo, **solver: Any) -> Offers:
-    config = Config.load({"solver": {"families": ["lowrank", "quantize", "topk", "dense"], **solver}})
+    around = {"reference": "lowrank(rank=8, factors=int8)", "families": ["lowrank", "quantize", "topk", "dense"]}
+    config = Config.load({"solver": {**around, **solver}})
     assert config.solver is not None
     return make_offers(config.solver, resolve(config, [layer]), [True], 4, "fp32")
 

@@ -61,8 +61,9 @@ class SolverConfig(_Section):
 
     Attributes:
         reference: the uniform choice whose error is the budget. Rank 32 with int8 factors: the strongest whose loss
-            over 400 steps stayed within 2 % of dense's on the README's two models, where rank 8 lost 5 to 8 %. A layer that is
-            not offered it takes the offered choice that differs in strength alone and is nearest, else stays dense.
+            over 400 steps stayed within 2 % of dense's on the README's two models, where rank 8 lost 5 to 8 %. A layer
+            that is not offered it takes the offered choice that differs in strength alone and is nearest, else stays
+            dense.
         families: codecs of the default candidates.
         candidates: choices that the solver may give; None: those of `families`, around the reference's strength.
         alpha: factor on the reference's error, or points [step, alpha] (linear between them).

@@ -162,18 +162,20 @@ class Results:
 
 
 def _known(job: Job, content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """This very job's record in what --json wrote, without its loss curve; None where it is another's or it died."""
+    """This very job's record in what --json wrote, without its loss curve; None where it is another's."""
     settings = content["settings"]
     if any(settings.get(name) != job.identity[name] for name in ("model", "optimizer", "world_size", "train")):
         return None
     row = next((row for row in content["rows"] if row["run"] == job.run), None)
     record = row["by_seed"].get(str(job.seed)) if row is not None else None
-    if row is None or record is None or record["died"] is not None:
+    if row is None or record is None:
         return None
     # What it was then: keys that have come since have their defaults. The row has its first seed's own.
     if lgreco.Config.load({**row["config"], "seed": job.config["seed"]}).to_dict() != job.config:
         return None
-    return {**record, "parameters": row["parameters"], "plan": row["plan"]}
+    planned = next((seed for seed, each in row["by_seed"].items() if each["died"] is None), None)
+    plan = row["plan"] if planned == str(job.seed) else None  # a row has that of its first seed that lived
+    return {**record, "parameters": row["parameters"], "plan": plan}
 
 
 def _read_word(word: str, warmup_steps: int) -> Run:

@@ -202,7 +202,8 @@ def test_results_of_an_earlier_file_are_taken_where_they_are_of_the_same_job(tmp
     args = argparse.Namespace(model="digits", optimizer="adamw", steps=None, world_size=4, seeds=[0, 1, 2])
     runs = [DENSE, FOUR_BITS]
     zero, one, two, *rest = frontier.jobs_of(args, [FOUR_BITS]) + frontier.jobs_of(args, [DENSE])
-    records = {FOUR_BITS.name: {0: record(0.25, commit="then"), 1: {"died": "rank 0 was killed by SIGKILL"}}}
+    dead = {"died": "rank 0 was killed by SIGKILL"}
+    records = {FOUR_BITS.name: {0: record(0.25, commit="then"), 1: dead, 2: record(0.27, plan={"a": "another"})}}
     settings = {"model": "digits", "optimizer": "adamw", "world_size": 4, "train": zero.train}
     report.write_json(tmp_path / "known.json", settings=settings, rows=rows_of(runs, records))
     results = Results(tmp_path / "out")
@@ -211,7 +212,10 @@ def test_results_of_an_earlier_file_are_taken_where_they_are_of_the_same_job(tmp
     assert found is not None
     assert (found["commit"], found["val_loss"], found["plan"], found["parameters"]) == ("then", 0.25, {"a": "dense"}, 7)
     assert rows_of([FOUR_BITS], {FOUR_BITS.name: {0: found}})[0]["val_loss"] == 0.25
-    assert [results.finished(missing) for missing in (one, two, *rest)] == [None] * 5
+    later = results.finished(two)
+    assert later is not None
+    assert (later["val_loss"], later["plan"]) == (0.27, None)  # the row holds its first seed's plan alone
+    assert [results.finished(missing) for missing in (one, *rest)] == [None] * 4
     others = [
         replace(zero, train={**zero.train, "steps": 401}), replace(zero, world_size=2), replace(zero, optimizer="sgd"),
         replace(zero, config=config_of(Run(zero.run, "quantize", {"default": "quantize(bits=3)"}), 0)),

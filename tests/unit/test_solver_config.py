@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from lgreco import plan_commands
 from lgreco.choice import parse
 from lgreco.config import Config
 from lgreco.solver_config import Accordion, SolverConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 WHOLE = """
 warmup_steps: 20
 solver:
@@ -47,6 +49,15 @@ def test_every_key_is_read_from_yaml_and_written_back(tmp_path: Path) -> None:
     assert Config.load(config.to_dict()) == config
     assert hash(Config.load(config.to_dict())) == hash(config)
     assert Config.load({"solver": {"accordion": {"tight": 0.5}}}).solver == SolverConfig(accordion=Accordion(tight=0.5))
+
+
+def test_the_default_reference_is_the_one_that_users_read_of() -> None:
+    reference = str(SolverConfig().reference)
+    assert reference == "lowrank(rank=32, factors=int8)"
+    for path in ("README.md", "configs/quickstart.yaml"):
+        assert reference in (ROOT / path).read_text(encoding="utf-8"), path
+    options = {option.name: option.default for option in plan_commands.solve.params}
+    assert options["reference"] == reference
 
 
 @pytest.mark.parametrize(

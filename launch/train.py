@@ -30,14 +30,10 @@ def main() -> int:
         assignments.append(f"out={json.dumps(options.out)}")
     try:
         settings = load_settings(options.config, assignments)
-    except ValueError as error:
-        if launched_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return _REFUSED
-    try:
         with joined(settings.device) as ranks:
             run_job(settings, ranks, Display(Console(quiet=not ranks.leads)), options.resume)
     except ValueError as error:
+        # Every rank says it: the launcher ends the others as soon as one has failed, perhaps before rank 0 spoke.
         print(f"error on rank {launched_rank()}: {error}", file=sys.stderr)
         return _REFUSED
     except KeyboardInterrupt:

@@ -206,3 +206,16 @@ def test_accumulation_bf16_and_no_clipping_train_too(config: Path) -> None:
     rows = json.loads((out / "summary.json").read_text())["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [("dense", 0), ("small", 0), ("dense", 1)]
     assert all(row["replicas_equal"] for row in rows)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_names_a_mistake_since_the_launcher_ends_the_others(config: Path, rank: int) -> None:
+    job = subprocess.run(
+        [sys.executable, str(REPOSITORY / "launch" / "train.py"), "--config", str(config), "--set", "train.stepz=3"],
+        env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert job.returncode == 2
+    assert f"error on rank {rank}: " in job.stderr and "train.stepz: unknown key" in job.stderr

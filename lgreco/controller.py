@@ -7,7 +7,6 @@ collectives have a process group of their own: training waits for it only where 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 import traceback
@@ -16,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from lgreco.candidates import Offers
 from lgreco.choice import Choice
@@ -31,9 +29,7 @@ from lgreco.plan_port import PlanPort
 from lgreco.planner import Decision, Planner
 from lgreco.sampling import slices_of
 from lgreco.solver_config import SolverConfig
-
-_QUIET_STEPS = 4
-"""Steps before a table in which the link is watched."""
+from lgreco.table_timing import TableTiming
 
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
@@ -71,7 +67,7 @@ class Controller:
         self._settings = settings
         self._peers = peers
         self._log = log
-        self._warmup_steps = warmup_steps
+        self._timing = TableTiming.of(settings, warmup_steps)
         self._seed = seed
         self._port = PlanPort(engine)
         self._watch = watch
@@ -94,7 +90,7 @@ class Controller:
     def start(self, steps: int = 0) -> None:
         """Asks for the first table that begins after `steps` committed steps and starts the thread."""
         if self._slices:
-            self._table = self._ask(self._next_begin(steps))
+            self._table = self._ask(self._timing.next_begin(steps))
             self._thread.start()
 
     def adopt(self, offers: Offers, masks: Mapping[str, LayerMask], steps: int) -> list[Choice]:
@@ -128,7 +124,7 @@ class Controller:
         self._log.masked(steps, self._offers.layers)
         if not self._slices or self._failure is not None:
             return
-        table = self._ask(max(steps, self._next_begin(0)))
+        table = self._ask(max(steps, self._timing.next_begin(0)))
         with self._progress:
             self._table = table
         if not self._thread.is_alive():
@@ -139,7 +135,7 @@ class Controller:
         self._offers = offers
         self._meter = Meter(offers, self._peers, self._seed, masks, self._rail)
         numels = [layer.sent_numel for layer in offers.layers]
-        self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._settings.window) if rows]
+        self._slices = [rows for rows in slices_of(numels, offers.measurable(), self._timing.window) if rows]
 
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps; one that is due is waited for, as the next step would."""
@@ -208,7 +204,7 @@ class Controller:
         self._log.resume(steps)
         if self._slices:
             saved = None if state is None else state["table"]
-            begin = self._next_begin(steps) if saved is None else saved["begin"]
+            begin = self._timing.next_begin(steps) if saved is None else saved["begin"]
             table = self._ask(begin, steps, saved)
             with self._progress:
                 self._table = table
@@ -218,7 +214,7 @@ class Controller:
         return {
             "choices": [str(choice) for choice in self._offers.choices],
             "layers": [layer.name for layer in self._offers.layers],
-            "timing": [self._settings.interval, self._settings.window, self._settings.lag],
+            "timing": [self._timing.interval, self._timing.window, self._timing.lag],
         }
 
     def _is_mine(self, state: Mapping[str, Any]) -> bool:
@@ -239,33 +235,20 @@ class Controller:
     def _columns_at(self, steps: int) -> tuple[int, ...]:
         return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])
 
-    def _next_begin(self, steps: int) -> int:
-        """Tables begin every `interval` steps, the first so that its plan takes effect at the end of warm-up."""
-        lead = self._settings.window - 1 + self._settings.lag
-        first = max(0, self._warmup_steps - lead)
-        late = max(0, steps - first)
-        return first + -(-late // self._settings.interval) * self._settings.interval
-
     def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> PendingTable:
         """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
         slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
         if not slices:
-            return self._ask(self._next_begin(steps), steps)
-        table = PendingTable(begin, slices, begin + self._settings.window - 1 + self._settings.lag)
+            return self._ask(self._timing.next_begin(steps), steps)
+        table = PendingTable(begin, slices, self._timing.effective_step(begin))
         if saved is not None:
             table.rows = unpack_rows(saved)
-        table.slices = self._quiet(begin, steps) | slices
+        if self._watch is not None:  # it samples the link in steps in which nothing is measured, too
+            table.slices = {step: [] for step in self._timing.quiet_steps(begin, steps)} | slices
         for step, rows in table.slices.items():
             self._port.watch(step, rows)
         self._port.promise(table.effective_step)
         return table
-
-    def _quiet(self, begin: int, steps: int) -> dict[int, list[int]]:
-        """Steps before a table, under the plan in force, in which the link is watched and nothing is measured."""
-        if self._watch is None:
-            return {}
-        swapped = begin - self._settings.interval + self._settings.window - 1 + self._settings.lag
-        return {step: [] for step in range(max(steps, swapped, begin - _QUIET_STEPS), begin)}
 
     def _run(self) -> None:
         failure = None
@@ -299,12 +282,12 @@ class Controller:
 
     def _conclude(self, table: PendingTable, step: int) -> None:
         present = self._columns_at(table.effective_step)
-        warm = table.begin >= self._warmup_steps
+        warm = table.begin >= self._timing.warmup_steps
         in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
         if self._watch is not None:
             self._log.forecast(self._watch.agree(step, in_force if warm else None))
         decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
-        self._agree(decision.columns)
+        self._check_agreed(decision.columns)
         if decision.problem is not None and not self._warned:
             self._warned = True
             warnings.warn(
@@ -312,7 +295,7 @@ class Controller:
             )
         self._note(decision, table, present)
         # The next table first: its steps may not begin before it is asked for, and this plan's step waits for this.
-        following = self._ask(table.begin + self._settings.interval)
+        following = self._ask(table.begin + self._timing.interval)
         kept = decision.columns == present
         self._port.swap(table.effective_step, None if kept else self._choices(decision.columns))
         with self._progress:
@@ -325,16 +308,13 @@ class Controller:
         before = self._offers.plan(present, "solver")
         self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
 
-    def _agree(self, columns: Sequence[int]) -> None:
+    def _check_agreed(self, columns: Sequence[int]) -> None:
         """Compares the plan over all ranks.
 
         Raises:
             RuntimeError: on every rank, naming those whose plan differs from rank 0's.
         """
-        digest = hashlib.sha256(np.array(columns, dtype=np.int64).tobytes()).digest()
-        mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
-        everyone = self._peers.gather(mine)
-        others = [rank for rank, theirs in enumerate(everyone) if not torch.equal(theirs, everyone[0])]
+        others = self._peers.differing(np.array(columns, dtype=np.int64).tobytes())
         if others:
             raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
 

@@ -218,4 +218,5 @@ def test_each_rank_names_a_mistake_since_the_launcher_ends_the_others(config: Pa
         timeout=TIMEOUT_S,
     )
     assert job.returncode == 2
-    assert f"error on rank {rank}: " in job.stderr and "train.stepz: unknown key" in job.stderr
+    assert f"error on rank {rank}: " in job.stderr
+    assert "train.stepz: unknown key" in job.stderr

@@ -93,7 +93,10 @@ def solve(
     """Solve a saved error table and compare the plan with the best uniform choices."""
     with readable_errors():
         budget = _budget(context, budget_alpha, reference, relative_error, bytes_)
-        solved = solve_table(ErrorTable.load(table).monotone(), budget, norm, method)
+        loaded = ErrorTable.load(table).monotone()
+        if budget.reference is not None:
+            _check_reference(loaded, budget.reference)
+        solved = solve_table(loaded, budget, norm, method)
         if out is not None:
             out.write_text(solved.plan.to_yaml(), encoding="utf-8")
     console = Console()
@@ -117,6 +120,14 @@ def _budget(
     if relative_error is not None or bytes_ is not None:
         return Budget(None, 1.0, relative_error, bytes_)
     return Budget(parse(reference), alpha)
+
+
+def _check_reference(table: ErrorTable, reference: Choice) -> None:
+    """A table holds the choices of the job that measured it, perhaps not the default reference."""
+    try:
+        table.index(reference)
+    except ValueError as error:
+        raise ValueError(f"--reference: {error}") from None
 
 
 def _diff_table(old: PlanSource, new: PlanSource) -> Table:

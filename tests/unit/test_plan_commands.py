@@ -225,7 +225,8 @@ def test_the_best_uniform_choice_is_the_cheapest_within_the_limit(calls: list[An
         (["--budget-alpha", "2", "--bytes", "5"], "one budget may be given, got --budget-alpha and --bytes"),
         (["--bytes", "-1"], "--bytes must be a number from 0, got -1.0"),
         (["--relative-error", "nan"], "--relative-error must be a number from 0, got nan"),
-        (["--reference", "lowrank(rank=7)"], "choice must be one of dense(dtype=fp32), "),
+        (["--reference", "lowrank(rank=7)"], "--reference: choice must be one of dense(dtype=fp32), "),
+        ([], "--reference: choice must be one of dense(dtype=fp32), "),  # the default is not in this table
         (["--reference", "lowrnk"], "unknown codec 'lowrnk'"),
         (["--bytes", "5"], "no plan is within the budget 5.0"),
     ],

@@ -48,6 +48,8 @@ _CHOICES = (
     "quantize(bits=4, block=4096)",
     "quantize(bits=4, block=512, grid=symmetric, scales=bf16)",
     "quantize(bits=4, block=512, rounding=stochastic)",
+    "quantize(bits=4, block=512, grid=clipped)",
+    "quantize(bits=2, block=512, grid=clipped)",
     "topk(density=0.01)",
     "topk(density=0.001)",
     "topk(density=0.1)",
@@ -96,7 +98,7 @@ class Bucket:
 def quantize_works(choice: lgreco.Quantize, bucket: Bucket) -> dict[str, Work]:
     """The kernels of a quantising choice by name."""
     spec = (
-        choice.bits, choice.block, choice.grid == "symmetric", choice.rounding == "stochastic", choice.scales == "bf16",
+        choice.bits, choice.block, choice.grid, choice.rounding == "stochastic", choice.scales == "bf16",
     )  # fmt: skip
     numel = bucket.gradient.numel()
     wires = [torch.zeros(_C.quantize_wire_bytes(spec, numel), dtype=torch.uint8) for _ in range(_PAYLOADS + 1)]

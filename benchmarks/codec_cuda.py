@@ -25,18 +25,19 @@ from torch import Tensor
 
 from lgreco import _C
 
-Spec = tuple[int, int, bool, bool, bool]
-"""bits, block, symmetric, stochastic, bf16 scales"""
+Spec = tuple[int, int, str, bool, bool]
+"""bits, block, grid, stochastic, bf16 scales"""
 
 QUANTIZE: dict[str, Spec] = {
-    "quantize(bits=2, block=512)": (2, 512, False, False, False),
-    "quantize(bits=4, block=512)": (4, 512, False, False, False),
-    "quantize(bits=8, block=512)": (8, 512, False, False, False),
-    "quantize(bits=3, block=512)": (3, 512, False, False, False),
-    "quantize(bits=4, block=64)": (4, 64, False, False, False),
-    "quantize(bits=4, block=4096)": (4, 4096, False, False, False),
-    "quantize(bits=4, block=512, grid=symmetric, scales=bf16)": (4, 512, True, False, True),
-    "quantize(bits=4, block=512, rounding=stochastic)": (4, 512, False, True, False),
+    "quantize(bits=2, block=512)": (2, 512, "minmax", False, False),
+    "quantize(bits=4, block=512)": (4, 512, "minmax", False, False),
+    "quantize(bits=8, block=512)": (8, 512, "minmax", False, False),
+    "quantize(bits=3, block=512)": (3, 512, "minmax", False, False),
+    "quantize(bits=4, block=64)": (4, 64, "minmax", False, False),
+    "quantize(bits=4, block=4096)": (4, 4096, "minmax", False, False),
+    "quantize(bits=4, block=512, grid=symmetric, scales=bf16)": (4, 512, "symmetric", False, True),
+    "quantize(bits=4, block=512, rounding=stochastic)": (4, 512, "minmax", True, False),
+    "quantize(bits=4, block=512, grid=clipped)": (4, 512, "clipped", False, False),
 }
 DENSE = {"dense(dtype=bf16)": "bf16", "dense(dtype=fp16)": "fp16"}
 _RANKS = 4

@@ -126,7 +126,7 @@ class Quantize(Choice):
     codec: ClassVar[str] = "quantize"
     bits: int = parameter(4, IntRange(1, 8), always_printed=True)
     block: int = parameter(512, IntRange(32, 4096, multiple=32), always_printed=True)
-    grid: str = parameter("minmax", OneOf(("minmax", "symmetric")))
+    grid: str = parameter("minmax", OneOf(("minmax", "symmetric", "clipped")))
     rounding: str = parameter("nearest", OneOf(("nearest", "stochastic")))
     scales: str = parameter("fp32", OneOf(("fp32", "bf16")))
 

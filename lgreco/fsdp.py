@@ -43,7 +43,7 @@ class CodedReduceScatter(ReduceScatter):
         self._spec = (
             choice.bits,
             choice.block,
-            choice.grid == "symmetric",
+            choice.grid,
             choice.rounding == "stochastic",
             choice.scales == "bf16",
         )

@@ -27,16 +27,16 @@ using kernels::SparseSpec;
 
 /// (gradient_offset, residual_offset, wire_offset, bit, numel, first_block, stream)
 using RunFields = std::tuple<int64_t, int64_t, int64_t, int64_t, int32_t, uint32_t, uint32_t>;
-/// (bits, block, symmetric, stochastic, bf16_scales)
-using SpecFields = std::tuple<int, int, bool, bool, bool>;
+/// (bits, block, grid, stochastic, bf16_scales)
+using SpecFields = std::tuple<int, int, std::string, bool, bool>;
 /// (density, block, value_bits, random)
 using SparseFields = std::tuple<double, int, int, bool>;
 /// Both residual arenas; none: no error feedback.
 using Arenas = std::optional<std::array<Tensor, 2>>;
 
 QuantizeSpec spec_from(const SpecFields& fields) {
-  const auto& [bits, block, symmetric, stochastic, bf16_scales] = fields;
-  return {bits, block, symmetric, stochastic, bf16_scales};
+  const auto& [bits, block, grid, stochastic, bf16_scales] = fields;
+  return {bits, block, kernels::grid_named(grid), stochastic, bf16_scales};
 }
 
 SparseSpec spec_from(const SparseFields& fields) {

@@ -26,8 +26,8 @@ using kernels::Findings;
 using kernels::QuantizeSpec;
 using kernels::SparseSpec;
 
-/// (bits, block, symmetric, stochastic, bf16_scales)
-using SpecFields = std::tuple<int, int, bool, bool, bool>;
+/// (bits, block, grid, stochastic, bf16_scales)
+using SpecFields = std::tuple<int, int, std::string, bool, bool>;
 /// (density, block, value_bits, random)
 using SparseFields = std::tuple<double, int, int, bool>;
 /// (seed, step, stream, first_block)
@@ -40,11 +40,11 @@ using FindingsFields = std::tuple<bool, bool>;
 FindingsFields fields_of(const Findings& findings) { return {findings.nonfinite, findings.nonzero}; }
 
 QuantizeSpec spec_from(const SpecFields& fields) {
-  const auto& [bits, block, symmetric, stochastic, bf16_scales] = fields;
+  const auto& [bits, block, grid, stochastic, bf16_scales] = fields;
   require(bits >= 1 && bits <= 8, "bits must be 1..8, got ", bits);
   require(block >= 32 && block <= 4096 && block % 32 == 0,
           "block must be a multiple of 32, 32..4096, got ", block);
-  return {bits, block, symmetric, stochastic, bf16_scales};
+  return {bits, block, kernels::grid_named(grid), stochastic, bf16_scales};
 }
 
 SparseSpec spec_from(const SparseFields& fields) {

@@ -65,7 +65,7 @@ std::unique_ptr<Codec> make_quantize(const Choice& choice) {
   spec.bits = choice.integer_of("bits", 1, 8);
   spec.block_numel = choice.integer_of("block", 32, 4096);
   require(spec.block_numel % 32 == 0, "block must be a multiple of 32, got ", spec.block_numel);
-  spec.symmetric = one_of(choice, "grid", "minmax", "symmetric");
+  spec.grid = kernels::grid_named(choice.text_of("grid"));
   spec.stochastic = one_of(choice, "rounding", "nearest", "stochastic");
   spec.bf16_scales = one_of(choice, "scales", "fp32", "bf16");
   return std::make_unique<Quantize>(spec);

@@ -12,13 +12,6 @@
 #include "kernels/mask.h"
 
 namespace lgreco::engine {
-namespace {
-
-bool is_zero(const float* values, int64_t count) {
-  return std::all_of(values, values + count, [](float value) { return value == 0.0F; });
-}
-
-}  // namespace
 
 Factors::Factors(const Plan& plan, const Layout& layout, bool matrix_in_residual)
     : plan_(plan), matrix_in_residual_(matrix_in_residual) {
@@ -73,14 +66,14 @@ void Factors::scatter(const Work& work, const codecs::Feedback& feedback, uint8_
   }
 }
 
-// The last step's average, with fresh columns in place of those that carry nothing.
+// The last step's average, whatever its scale, with fresh columns in place of those that carry nothing.
 void Factors::load_basis(Work& work, const Side& side, const FactorStep& step) {
   const codecs::LowRank& lowrank = *work.planned->lowrank;
   const kernels::Factor basis = factor(mean_, side);
   std::memcpy(basis.data, step.residuals.warm(side.warm_offset),
               lowrank.rank * side.stride * sizeof(float));
   for (int column = 0; column < lowrank.rank; ++column) {
-    if (is_zero(basis.data + column * side.stride, side.length)) {
+    if (!kernels::lowrank_scale_column(basis, side.length, column)) {
       kernels::lowrank_seed_column(basis, side.length, column, step.seed + step.committed_steps,
                                    static_cast<uint32_t>(work.layer));
     }

@@ -59,6 +59,11 @@ Findings lowrank_reconstruct(int64_t rows, int64_t cols, int rank, const Factor&
                              float scale, void* out, DType dtype, const float* matrix,
                              const Factor& own_p, const Factor& own_q, void* rest, DType rest_dtype);
 
+/// Multiplies a column by the power of two that brings its largest magnitude near 1, so that a product
+/// with it neither overflows nor loses denormals: what it spans stays as it is. False for a column of
+/// zeros.
+bool lowrank_scale_column(const Factor& factor, int64_t length, int column);
+
 /// Fills column `column` with `length` draws from the normal distribution (approximately), the same on
 /// every rank: Philox keyed by seed, layer and column.
 void lowrank_seed_column(const Factor& factor, int64_t length, int column, uint64_t seed,

@@ -1,4 +1,6 @@
 // Low-rank products on the CPU: the choice of instruction set level, and what is the same at each.
+#include <algorithm>
+
 #include "core/cpu_dispatch.h"
 #include "kernels/lowrank_levels.h"
 #include "kernels/lowrank_math.h"
@@ -47,6 +49,16 @@ Findings lowrank_reconstruct(int64_t rows, int64_t cols, int rank, const Factor&
                              const Factor& own_p, const Factor& own_q, void* rest, DType rest_dtype) {
   return kernels_in_use().reconstruct(rows, cols, rank, p, q, scale, out, dtype, matrix, own_p, own_q,
                                       rest, rest_dtype);
+}
+
+bool lowrank_scale_column(const Factor& factor, int64_t length, int column) {
+  float* const values = column_of(factor, column);
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < length; ++i) largest = std::max(largest, bits_of(values[i]) & 0x7FFFFFFFU);
+  if (largest == 0) return false;
+  const float scale = unit_scale(largest);
+  for (int64_t i = 0; i < length; ++i) values[i] *= scale;
+  return true;
 }
 
 void lowrank_seed_column(const Factor& factor, int64_t length, int column, uint64_t seed,

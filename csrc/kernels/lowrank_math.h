@@ -56,4 +56,11 @@ LGRECO_HD float seed_value(uint64_t seed, uint32_t layer, uint32_t column, uint3
   return static_cast<float>(sum) * 1.86881237e-5F;  // 1 / sqrt(8 * (2^32 - 1) / 12)
 }
 
+/// The power of two that brings a finite, nonzero magnitude, given by its bits, near 1.
+LGRECO_HD float unit_scale(uint32_t magnitude_bits) {
+  const uint32_t exponent = magnitude_bits >> 23;  // biased; 0 of a denormal
+  const uint32_t opposite = exponent < 253U ? 254U - exponent : 1U;
+  return float_of((opposite < 253U ? opposite : 253U) << 23);
+}
+
 }  // namespace lgreco::kernels

@@ -26,8 +26,8 @@ struct BitCopy {
   int64_t from = 0, to = 0;  ///< counted from the first bit of either memory
 };
 
-/// memory = what is committed; a column of zeros becomes lowrank_seed_column()'s of seed + committed
-/// steps.
+/// memory = what is committed, scaled as lowrank_scale_column() does; a column of zeros becomes
+/// lowrank_seed_column()'s of seed + committed steps.
 void warm_load(const WarmColumn* columns, uint32_t count, const BatchFeedback& arenas,
                const DeviceTransaction* transaction, uint64_t seed, float* memory, CudaStream stream);
 

@@ -22,17 +22,23 @@ static __global__ void __launch_bounds__(kColumnThreads)
   const WarmColumn column = columns[blockIdx.x];
   const float* const committed = committed_column(arenas, transaction, column);
   float* const to = memory + column.memory_offset;
-  __shared__ uint32_t found;
-  if (threadIdx.x == 0) found = 0;
+  __shared__ uint32_t largest;  // magnitude's bits, in the order of the numbers
+  if (threadIdx.x == 0) largest = 0;
   __syncthreads();
-  bool nonzero = false;
+  uint32_t own = 0;
   for (int i = static_cast<int>(threadIdx.x); i < column.length; i += kColumnThreads) {
-    to[i] = committed[i];
-    nonzero |= committed[i] != 0.0F;
+    const uint32_t magnitude = bits_of(committed[i]) & 0x7FFFFFFFU;
+    own = own > magnitude ? own : magnitude;
   }
-  if (nonzero) atomicOr(&found, 1U);
+  atomicMax(&largest, own);
   __syncthreads();
-  if (found != 0) return;
+  if (largest != 0) {
+    const float scale = unit_scale(largest);
+    for (int i = static_cast<int>(threadIdx.x); i < column.length; i += kColumnThreads) {
+      to[i] = committed[i] * scale;
+    }
+    return;
+  }
   for (int i = static_cast<int>(threadIdx.x); i < column.length; i += kColumnThreads) {
     to[i] = seed_value(seed + transaction->step, column.layer, static_cast<uint32_t>(column.column),
                        static_cast<uint32_t>(i));

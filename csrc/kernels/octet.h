@@ -114,14 +114,14 @@ LGRECO_HD int quantized_block_words(int metadata_bytes, int bits, int numel) {
 /// read_grid() of quantize_math.h from a block's first two words, because blocks lie on words.
 LGRECO_HD Grid grid_of_words(const QuantizeSpec& spec, uint32_t first, uint32_t second) {
   const float number = float_of(spec.bf16_scales ? first << 16 : first);
-  if (spec.symmetric) return {symmetric_low(spec.bits, number), number, 0.0F};
+  if (has_one_number(spec)) return {low_of(spec, number), number, 0.0F};
   return {number, float_of(spec.bf16_scales ? first & 0xFFFF0000U : second), 0.0F};
 }
 
 /// write_grid() as the block's first bytes; those beyond its metadata are not to be written.
 LGRECO_HD uint64_t words_of_grid(const QuantizeSpec& spec, const Grid& grid) {
-  const uint64_t first = bits_of(spec.symmetric ? grid.step : grid.lo);
-  const uint64_t second = spec.symmetric ? 0U : bits_of(grid.step);
+  const uint64_t first = bits_of(has_one_number(spec) ? grid.step : grid.lo);
+  const uint64_t second = has_one_number(spec) ? 0U : bits_of(grid.step);
   return spec.bf16_scales ? first >> 16 | (second & 0xFFFF0000U) : first | second << 32;
 }
 

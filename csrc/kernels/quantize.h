@@ -1,29 +1,51 @@
 // Uniform quantisation by blocks: encode with residual, reduce (sum, average, requantise), decode.
 //
-// Wire of a run: its blocks one after the other, each [lo][step] (minmax) or [step] (symmetric) as
+// Wire of a run: its blocks one after the other, each [lo][step] (minmax) or [step] (other grids) as
 // fp32 or bf16, then the codes packed least significant bit first (element i at bits
 // [i*bits, (i+1)*bits)), the whole padded with zeros to a multiple of 4 bytes.
 // A block that holds an inf or NaN has a NaN step, so that it decodes to NaN everywhere.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
+#include "core/error.h"
 #include "core/host_device.h"
 #include "core/philox.h"
 #include "kernels/run.h"
 
 namespace lgreco::kernels {
 
+/// Where a block's points lie; the distance between two neighbours is the same everywhere.
+enum class GridKind : uint8_t {
+  kMinMax,     ///< from the least to the greatest value
+  kSymmetric,  ///< around a point that is exactly zero, as far as the largest magnitude
+  kClipped,    ///< around zero, none on it, as far as serves most values best; larger ones are clipped
+};
+
 struct QuantizeSpec {
-  int bits = 4;             ///< 1..8
-  int block_numel = 512;    ///< 32..4096, a multiple of 32
-  bool symmetric = false;   ///< grid around an exact zero instead of [min, max]
+  int bits = 4;           ///< 1..8
+  int block_numel = 512;  ///< 32..4096, a multiple of 32
+  GridKind grid = GridKind::kMinMax;
   bool stochastic = false;  ///< floor(x + u) instead of round to nearest even
   bool bf16_scales = false;
 };
 
+/// minmax, symmetric or clipped; ValueError for another name.
+inline GridKind grid_named(const std::string& name) {
+  if (name == "symmetric") return GridKind::kSymmetric;
+  if (name == "clipped") return GridKind::kClipped;
+  require(name == "minmax", "grid must be minmax, symmetric or clipped, got '", name, "'");
+  return GridKind::kMinMax;
+}
+
+/// Whether a block's step alone says where its points lie.
+LGRECO_HD constexpr bool has_one_number(const QuantizeSpec& spec) {
+  return spec.grid != GridKind::kMinMax;
+}
+
 LGRECO_HD constexpr int64_t quantize_metadata_bytes(const QuantizeSpec& spec) {
-  return (spec.bf16_scales ? 2 : 4) * (spec.symmetric ? 1 : 2);
+  return (spec.bf16_scales ? 2 : 4) * (has_one_number(spec) ? 1 : 2);
 }
 
 LGRECO_HD constexpr int64_t quantize_block_bytes(const QuantizeSpec& spec, int64_t numel) {

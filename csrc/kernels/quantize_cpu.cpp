@@ -66,14 +66,22 @@ class CodeReader {
 
 /// The grid of a block's values; broken where one of them is not finite.
 Grid grid_of(const QuantizeSpec& spec, const float* values, int numel) {
-  float lo = values[0], hi = values[0];
+  Spread spread{values[0], values[0], 0.0F};
+  float lanes[kSpreadLanes] = {};
   bool finite = true;
   for (int i = 0; i < numel; ++i) {
     finite &= is_finite(values[i]);
-    lo = values[i] < lo ? values[i] : lo;
-    hi = values[i] > hi ? values[i] : hi;
+    spread.lo = values[i] < spread.lo ? values[i] : spread.lo;
+    spread.hi = values[i] > spread.hi ? values[i] : spread.hi;
+    float& largest = lanes[i % kSpreadLanes];
+    const float magnitude = std::fabs(values[i]);
+    largest = magnitude > largest ? magnitude : largest;
   }
-  return finite ? make_grid(spec, lo, hi) : broken_grid();
+  for (int half = kSpreadLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  spread.largest = lanes[0] * (1.0F / kSpreadLanes);
+  return finite ? make_grid(spec, spread, numel) : broken_grid();
 }
 
 /// Codes one block's values and stores what the codes leave out from element `begin` of the run's
@@ -82,7 +90,7 @@ bool encode_block(const QuantizeSpec& spec, const float* values, int numel, int6
                   const Feedback& feedback, const Noise& noise, uint8_t* wire) {
   const Grid grid = grid_of(spec, values, numel);
   const bool sound = is_finite(grid.step);
-  const int max = max_code(spec.bits, spec.symmetric);
+  const int max = max_code(spec);
   const auto block = static_cast<uint32_t>(begin / spec.block_numel);
   write_grid(spec, grid, wire);
   CodeWriter codes(wire + quantize_metadata_bytes(spec), spec.bits);
@@ -95,7 +103,7 @@ bool encode_block(const QuantizeSpec& spec, const float* values, int numel, int6
     int code = 0;
     if (sound) {
       code = spec.stochastic ? stochastic_code(values[i], grid, draw_of(draws[lane], slot), max)
-                             : nearest_code(values[i], grid);
+                             : nearest_code(values[i], grid, max);
     }
     codes.put(code);
     if (feedback.out == nullptr) continue;
@@ -113,7 +121,7 @@ bool decode_run(const QuantizeSpec& spec, const uint8_t* wire, int64_t numel, co
   for (int64_t begin = 0; begin < numel; begin += spec.block_numel) {
     const int block_numel = block_numel_at(spec, begin, numel);
     const Grid grid = read_grid(spec, wire);
-    sound &= is_sound(grid, max_code(spec.bits, spec.symmetric));
+    sound &= is_sound(grid, max_code(spec));
     CodeReader codes(wire + quantize_metadata_bytes(spec), spec.bits);
     for (int i = 0; i < block_numel; ++i) visit(begin + i, decode_code(grid, codes.take()));
     wire += quantize_block_bytes(spec, block_numel);

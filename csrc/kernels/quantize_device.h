@@ -61,6 +61,48 @@ __device__ void draw_octet(const Noise& noise, uint32_t block, int octet, uint32
   __syncwarp();  // before the next octet's draws overwrite the table
 }
 
+/// Spread::largest of a block, the same in every thread of its group. All threads of the CUDA block must
+/// call it, at most once a kernel. A thread's octets are all even ones or all odd ones, so what it holds
+/// belongs to the same eight lanes.
+template <typename Group>
+__device__ float mean_of_largest(int numel, const float (&values)[Group::kChunks][kOctet]) {
+  static_assert(Group::kLanes % 2 == 0 && kSpreadLanes == 2 * kOctet);
+  float own[kOctet] = {}, sums[kOctet];
+  LGRECO_UNROLL
+  for (int c = 0; c < Group::kChunks; ++c) {
+    const int count = octet_count(numel, Group::octet(c));
+    LGRECO_UNROLL
+    for (int e = 0; e < kOctet; ++e) own[e] = e < count ? fmaxf(own[e], fabsf(values[c][e])) : own[e];
+  }
+  LGRECO_UNROLL
+  for (int e = 0; e < kOctet; ++e) {
+    for (int step = Group::kWidth / 2; step > 1; step /= 2) {
+      own[e] = fmaxf(own[e], __shfl_xor_sync(kAllLanes, own[e], step));
+    }
+  }
+  if constexpr (Group::kSpansWarps) {
+    __shared__ float of_warp[Group::kWarps][kSpreadLanes];
+    const int first = static_cast<int>(threadIdx.x) % 2 * kOctet;
+    LGRECO_UNROLL
+    for (int e = 0; e < kOctet; ++e) {
+      if (threadIdx.x % 32 < 2) of_warp[threadIdx.x / 32][first + e] = own[e];
+    }
+    __syncthreads();
+    for (int warp = 0; warp < Group::kWarps; ++warp) {
+      LGRECO_UNROLL
+      for (int e = 0; e < kOctet; ++e) own[e] = fmaxf(own[e], of_warp[warp][first + e]);
+    }
+  }
+  LGRECO_UNROLL
+  for (int e = 0; e < kOctet; ++e) sums[e] = own[e] + __shfl_xor_sync(kAllLanes, own[e], 1);
+  LGRECO_UNROLL
+  for (int half = kOctet / 2; half > 0; half /= 2) {
+    LGRECO_UNROLL
+    for (int e = 0; e < half; ++e) sums[e] += sums[e + half];
+  }
+  return sums[0] * (1.0F / kSpreadLanes);
+}
+
 /// Codes a block's values at `block` of the wire and stores what the codes leave out. All threads of
 /// the CUDA block must call it, also those without elements.
 template <typename Group>
@@ -69,9 +111,11 @@ __device__ void encode_block(const Coding& coding, const PlacedBlock& placed, co
                              uint8_t* block) {
   const QuantizeSpec& spec = coding.spec;
   const bool finite = (extent.marks & kNonfinite) == 0;
-  const Grid grid = finite ? make_grid(spec, extent.low, extent.high) : broken_grid();
+  Spread spread{extent.low, extent.high, 0.0F};
+  if (spec.grid == GridKind::kClipped) spread.largest = mean_of_largest<Group>(placed.numel, values);
+  const Grid grid = finite ? make_grid(spec, spread, placed.numel) : broken_grid();
   const bool sound = is_finite(grid.step);
-  const int max = max_code(spec.bits, spec.symmetric);
+  const int max = max_code(spec);
   if (Group::lane() == 0 && placed.numel > 0) store_grid(coding, grid, block);
   const Noise noise{.seed = coding.seed,
                     .step = coding.transaction->step,
@@ -95,7 +139,8 @@ __device__ void encode_block(const Coding& coding, const PlacedBlock& placed, co
       const float value = values[c][e];
       int own = 0;
       if (sound && e < count) {
-        own = spec.stochastic ? stochastic_code(value, grid, draw[e], max) : nearest_code(value, grid);
+        own = spec.stochastic ? stochastic_code(value, grid, draw[e], max)
+                              : nearest_code(value, grid, max);
       }
       code[e] = static_cast<uint32_t>(own);
       error[e] = sound ? (value - decode_code(grid, own)) * feedback.inverse_scale : 0.0F;
@@ -206,7 +251,7 @@ static __global__ void __launch_bounds__(kFlatThreads)
   const auto* block = reinterpret_cast<const uint32_t*>(wire + wire_offset_of(coding, placed));
   const int words = quantized_block_words(coding.metadata_bytes, bits, placed.numel);
   const Grid grid = load_grid(coding, block);
-  bool finite = !coded || is_sound(grid, max_code(bits, coding.spec.symmetric));
+  bool finite = !coded || is_sound(grid, max_code(coding.spec));
   for (int octet = static_cast<int>(thread) & (lanes - 1); octet * kOctet < placed.numel;
        octet += lanes) {
     const int count = octet_count(placed.numel, octet);

@@ -41,7 +41,7 @@ class SimdQuantizer {
  public:
   static Findings encode(const QuantizeSpec& spec, const void* gradient, DType dtype, int64_t numel,
                          const Feedback& feedback, const Noise& noise, uint8_t* wire) {
-    GradientSource source(gradient, dtype, feedback);
+    GradientSource source(spec, gradient, dtype, feedback);
     code_run(spec, source, numel, feedback, noise, wire);
     return source.findings;
   }

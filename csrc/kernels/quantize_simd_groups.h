@@ -58,7 +58,7 @@ void SimdQuantizer<Level>::code_group(const float* values, int numel, const Codi
   const Float lo = Level::set(coding.grid.lo), step = Level::set(coding.grid.step);
   const Float inverse = Level::set(coding.grid.inverse),
               inverse_scale = Level::set(coding.inverse_scale);
-  const Float top = Level::set(coding.top);
+  const Float top = Level::set(coding.top), zero = Level::set(0.0F);
   const Float magic = Level::set(12582912.0F);  // as in nearest_code()
   auto* left = static_cast<char*>(residual);
   // Four vectors at a time, because their codes fill 64 bytes. Those beyond the group's end are coded
@@ -68,15 +68,16 @@ void SimdQuantizer<Level>::code_group(const float* values, int numel, const Codi
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const Float value = Level::template load<DType::kFloat32>(values + (first + v) * kLanes);
-      const Float scaled = Level::mul(Level::sub(value, lo), inverse);
+      Float scaled = Level::mul(Level::sub(value, lo), inverse);
       Float point;
       if constexpr (kStochastic) {
         const Int drawn = Level::draw(draws + (first + v) / 2 * kLanes, v % 2);
         const Float uniform = Level::mul(Level::to_float(drawn), Level::set(0x1p-16F));
-        quad[v] = Level::truncate(Level::min(Level::add(scaled, uniform), top));
+        scaled = Level::max(Level::add(scaled, uniform), zero);
+        quad[v] = Level::truncate(Level::min(scaled, top));
         point = Level::to_float(quad[v]);
       } else {
-        const Float lifted = Level::add(scaled, magic);
+        const Float lifted = Level::add(Level::min(Level::max(scaled, zero), top), magic);
         quad[v] = Level::bits(lifted);  // the code is the low byte
         point = Level::sub(lifted, magic);
       }

@@ -4,18 +4,25 @@
 
 namespace lgreco::kernels {
 
-/// Copies the last elements of a run to where whole vectors may be read, repeating the last one so
-/// that extremes stay as they are.
-LGRECO_HD void pad_tail(const void* from, int64_t bytes, int numel, int padded_numel, void* to) {
+/// Copies the last elements of a run to where whole vectors may be read. After them come repetitions of
+/// the last one, so that extremes stay as they are, or zeros, so that all lanes' magnitudes do.
+LGRECO_HD void pad_tail(const void* from, int64_t bytes, int numel, int padded_numel, bool zeros,
+                        void* to) {
   memcpy(to, from, numel * bytes);
+  char* const rest = static_cast<char*>(to) + numel * bytes;
+  if (zeros) {
+    memset(rest, 0, (padded_numel - numel) * bytes);
+    return;
+  }
   const char* last = static_cast<const char*>(from) + (numel - 1) * bytes;
-  for (int i = numel; i < padded_numel; ++i) memcpy(static_cast<char*>(to) + i * bytes, last, bytes);
+  for (int i = 0; i < padded_numel - numel; ++i) memcpy(rest + i * bytes, last, bytes);
 }
 
 template <class Level>
 struct SimdQuantizer<Level>::GradientSource {
-  GradientSource(const void* gradient, DType dtype, const Feedback& feedback)
-      : input(static_cast<const char*>(gradient)),
+  GradientSource(const QuantizeSpec& spec, const void* gradient, DType dtype, const Feedback& feedback)
+      : pads_zeros(has_one_number(spec)),
+        input(static_cast<const char*>(gradient)),
         input_bytes(element_bytes(dtype)),
         residual(static_cast<const char*>(feedback.in)),
         residual_bytes(feedback.in == nullptr ? 0 : element_bytes(feedback.dtype)),
@@ -37,12 +44,14 @@ struct SimdQuantizer<Level>::GradientSource {
     } else {
       const int vectors = vectors_of(numel);
       alignas(64) char padded[2][kGroupNumel * 4];
-      pad_tail(from, input_bytes, numel, vectors * kLanes, padded[0]);
-      if (residual != nullptr) pad_tail(left, residual_bytes, numel, vectors * kLanes, padded[1]);
+      pad_tail(from, input_bytes, numel, vectors * kLanes, pads_zeros, padded[0]);
+      if (residual != nullptr)
+        pad_tail(left, residual_bytes, numel, vectors * kLanes, pads_zeros, padded[1]);
       gather(padded[0], padded[1], scale, vectors, values, extent);
     }
   }
 
+  bool pads_zeros;
   const char* input;
   int64_t input_bytes;
   const char* residual;
@@ -63,7 +72,7 @@ struct SimdQuantizer<Level>::PayloadSource {
         wire_bytes(quantize_wire_bytes(spec, numel)),
         block_bytes(quantize_block_bytes(spec, spec.block_numel)),
         sum(sum_for(spec.bits)),
-        rest(nullptr, DType::kFloat32, feedback) {
+        rest(spec, nullptr, DType::kFloat32, feedback) {
     rest.gather = gather_for<DType::kFloat32, false>(feedback);
   }
 
@@ -97,15 +106,14 @@ struct SimdQuantizer<Level>::Coder {
         group_bytes(kGroupNumel / 8 * spec.bits),
         code(code_for(spec, feedback)),
         keys(noise.seed) {
-    coding.top = static_cast<float>(max_code(spec.bits, spec.symmetric));
+    coding.top = static_cast<float>(max_code(spec));
     coding.inverse_scale = feedback.inverse_scale;
   }
 
   /// Returns whether the block can be delivered.
-  bool begin_block(const Extent& extent, uint8_t* wire) {
+  bool begin_block(const Extent& extent, int numel, uint8_t* wire) {
     const bool finite = !Level::any(extent.flaws);
-    coding.grid =
-        finite ? make_grid(spec, Level::lowest(extent.lo), Level::highest(extent.hi)) : broken_grid();
+    coding.grid = finite ? make_grid(spec, spread_of(extent), numel) : broken_grid();
     write_grid(spec, coding.grid, wire);
     return is_finite(coding.grid.step);
   }
@@ -135,6 +143,15 @@ struct SimdQuantizer<Level>::Coder {
     if (left > 0) memset(wire + written, 0, left);
     if (!sound && residual != nullptr)
       memset(residual + begin * residual_bytes, 0, numel * residual_bytes);
+  }
+
+  Spread spread_of(const Extent& extent) const {
+    Spread spread{Level::lowest(extent.lo), Level::highest(extent.hi), 0.0F};
+    if (spec.grid == GridKind::kClipped) {
+      const Float largest = Level::max(Level::sub(Level::set(0.0F), extent.lo), extent.hi);
+      spread.largest = Level::sum(largest) * (1.0F / kSpreadLanes);
+    }
+    return spread;
   }
 
   const QuantizeSpec& spec;
@@ -168,7 +185,7 @@ void SimdQuantizer<Level>::code_run(const QuantizeSpec& spec, Source& source, in
   }
   int64_t block = 0;
   for (int64_t begin = 0; begin < numel; ++block) {
-    const bool sound = coder.begin_block(extent, wire);
+    const bool sound = coder.begin_block(extent, block_numel, wire);
     source.findings.nonfinite |= !sound;
     const int64_t next = begin + block_numel;
     const int next_numel = block_numel_at(spec, next, numel);
@@ -232,7 +249,7 @@ Findings SimdQuantizer<Level>::decode(const QuantizeSpec& spec, const uint8_t* w
 template <class Level>
 bool SimdQuantizer<Level>::is_deliverable(const QuantizeSpec& spec, const Grid& grid,
                                           const uint8_t* wire, int block_numel, DType dtype) {
-  const int max = max_code(spec.bits, spec.symmetric);
+  const int max = max_code(spec);
   if (!is_sound(grid, max)) return false;
   if (dtype != DType::kFloat16) return true;
   constexpr float kOverflow = 65520.0F;

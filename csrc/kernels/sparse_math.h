@@ -25,8 +25,8 @@ LGRECO_HD ValueCode value_code(const SparseSpec& spec, float largest, bool finit
   if (has_integer_values(spec)) {
     QuantizeSpec symmetric;
     symmetric.bits = spec.value_bits;
-    symmetric.symmetric = true;
-    code.grid = finite ? make_grid(symmetric, -largest, largest) : broken_grid();
+    symmetric.grid = GridKind::kSymmetric;
+    code.grid = finite ? make_grid(symmetric, {-largest, largest, 0.0F}, 1) : broken_grid();
     code.sound = is_finite(code.grid.step);
   } else if (spec.value_bits == 16) {
     code.sound = finite && is_finite(bf16_to_float(float_to_bf16(largest)));
@@ -39,7 +39,7 @@ LGRECO_HD uint32_t code_value(const ValueCode& code, float value) {
   constexpr uint32_t kNan = 0x7FC00000U;
   if (code.bits == 32) return code.sound ? bits_of(value) : kNan;
   if (code.bits == 16) return code.sound ? float_to_bf16(value) : kNan >> 16;
-  return code.sound ? static_cast<uint32_t>(nearest_code(value, code.grid)) : 0U;
+  return code.sound ? static_cast<uint32_t>(nearest_code(value, code.grid, (1 << code.bits) - 2)) : 0U;
 }
 
 LGRECO_HD float decode_value(int bits, const Grid& grid, uint32_t coded) {

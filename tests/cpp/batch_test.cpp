@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "quantize_cases.h"
+
 namespace lgreco::kernels {
 namespace {
 
@@ -24,19 +26,14 @@ class BatchKernels : public ::testing::Test {
 #endif
 };
 
-std::string text_of(const QuantizeSpec& spec) {
-  return concat("bits ", spec.bits, " block ", spec.block_numel,
-                spec.symmetric ? " symmetric" : " minmax", spec.stochastic ? " stochastic" : " nearest",
-                spec.bf16_scales ? " bf16 scales" : " fp32 scales");
-}
-
 TEST_F(BatchKernels, QuantizeMatchesTheCpuKernels) {
   uint32_t seed = 0;
   for (const int block : {32, 64, 96, 128, 256, 512, 800, 1024, 2048, 4096}) {
     for (int bits = 1; bits <= 8; ++bits) {
-      // Each width and block with either state of each flag; all eight combinations would take long.
-      for (const unsigned flags : {seed / 2 % 8, seed / 2 % 8 ^ 7U}) {
-        const QuantizeSpec spec{bits, block, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0};
+      // Each width and block with each grid, either rounding and either type of scales; all combinations
+      // would take long.
+      for (const unsigned variant : {seed / 3 % 6, seed / 3 % 6 + 7, seed / 3 % 6 + 2}) {
+        const QuantizeSpec spec = variant_of(bits, block, variant);
         SCOPED_TRACE(text_of(spec) + " seed " + std::to_string(++seed));
         const std::vector<int32_t> sizes = {block + 1, 31, 33, 0, 2 * block, 1, block - 1};
         Exchange(QuantizeTwins(spec), sizes, settings_for(seed)).run();
@@ -67,11 +64,11 @@ TEST_F(BatchKernels, DenseMatchesTheCpuKernels) {
 
 TEST_F(BatchKernels, AnInfOrNanFlagsTheStep) {
   for (const int block : {32, 256, 512, 4096}) {
-    for (int flags = 0; flags < 8; ++flags) {
+    for (unsigned variant = 0; variant < kVariants; ++variant) {
       Exchange::Settings settings =
           settings_for(30);  // fp32: NaNs of both sides have the same bits here
       settings.broken = true;
-      const QuantizeTwins twins({4, block, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0});
+      const QuantizeTwins twins(variant_of(4, block, variant));
       Exchange exchange(twins, {700, 31, 33, 600}, settings);
       exchange.run();
       EXPECT_TRUE(exchange.flagged());

@@ -204,6 +204,11 @@ inline uint32_t atomicOr(uint32_t* at, uint32_t value) {
   *at |= value;
   return before;
 }
+inline uint32_t atomicMax(uint32_t* at, uint32_t value) {
+  const uint32_t before = *at;
+  *at = before > value ? before : value;
+  return before;
+}
 inline uint32_t atomicAnd(uint32_t* at, uint32_t value) {
   const uint32_t before = *at;
   *at &= value;

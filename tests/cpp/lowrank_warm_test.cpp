@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "cuda_emulation.h"
@@ -46,15 +47,32 @@ TEST(LowRankWarm, LoadsWhatIsCommittedAndSeedsColumnsOfZeros) {
       warm_load_kernel(arenas.columns.data(), arenas.feedback(), &arenas.transaction, 11,
                        arenas.memory.data());
     });
-    std::vector<float> seeded(kStride, -1.0F);
+    std::vector<float> seeded(kStride, -1.0F), scaled = source;
+    for (const int column : {0, 2}) lowrank_scale_column({scaled.data(), kStride}, kLength, column);
     lowrank_seed_column({seeded.data() - kStride, kStride}, kLength, 1, 11 + 9, 5);
     for (int32_t i = 0; i < kLength; ++i) {
-      EXPECT_EQ(arenas.memory[i], source[i]);
+      EXPECT_EQ(arenas.memory[i], scaled[i]);
       EXPECT_EQ(arenas.memory[kStride + i], seeded[i]) << "as the CPU seeds it";
-      EXPECT_EQ(arenas.memory[2 * kStride + i], source[2 * kStride + i]);
+      EXPECT_EQ(arenas.memory[2 * kStride + i], scaled[2 * kStride + i]) << "as the CPU scales it";
     }
     EXPECT_EQ(arenas.memory[kLength], -1.0F) << "the rest of a stride is not touched";
   }
+}
+
+TEST(LowRankWarm, AColumnOfAnyScaleIsBroughtNearOneByAPowerOfTwo) {
+  for (const float largest : {3.4e38F, 1.2e38F, 1e19F, 1.0F, 0.7F, 1e-20F, 1.2e-38F, 1e-39F}) {
+    const std::vector<float> before = {0.5F * largest, -largest, 0.0F};
+    std::vector<float> column = before;
+    ASSERT_TRUE(lowrank_scale_column({column.data(), 3}, 3, 0));
+    int exponent = 1;
+    const float factor = column[1] / before[1];
+    EXPECT_EQ(std::frexp(factor, &exponent), 0.5F);
+    EXPECT_EQ(column[0], before[0] * factor);
+    EXPECT_LT(std::fabs(column[1]), 4.0F);
+    EXPECT_GE(std::fabs(column[1]), largest < 1.2e-38F ? 0.01F : 1.0F);
+  }
+  std::vector<float> zeros(3, 0.0F);
+  EXPECT_FALSE(lowrank_scale_column({zeros.data(), 3}, 3, 0));
 }
 
 TEST(LowRankWarm, StoresWhatWasExchangedAndKeepsTheRest) {

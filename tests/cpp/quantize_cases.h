@@ -17,21 +17,28 @@ inline constexpr Noise kNoise{.seed = 0x123456789ABCDEFULL, .step = 7, .stream =
 /// Where the residual lives: nowhere, in one place, in a committed and a shadow arena.
 enum class Residual { kNone, kInPlace, kShadow };
 
+inline constexpr int kVariants = 12;
+
+/// Every grid with either rounding and either type of scales, by number.
+inline QuantizeSpec variant_of(int bits, int block, unsigned variant) {
+  return {bits, block, static_cast<GridKind>(variant % 3), variant / 3 % 2 != 0, variant / 6 % 2 != 0};
+}
+
 inline std::vector<QuantizeSpec> all_specs() {
   std::vector<QuantizeSpec> specs;
   for (int bits = 1; bits <= 8; ++bits) {
     for (const int block : {32, 64, 96, 512, 4096}) {
-      for (int flags = 0; flags < 8; ++flags) {
-        specs.push_back({bits, block, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0});
-      }
+      for (unsigned variant = 0; variant < kVariants; ++variant)
+        specs.push_back(variant_of(bits, block, variant));
     }
   }
   return specs;
 }
 
 inline std::string text_of(const QuantizeSpec& spec) {
+  static const char* const kGrids[] = {" minmax", " symmetric", " clipped"};
   return "bits " + std::to_string(spec.bits) + " block " + std::to_string(spec.block_numel) +
-         (spec.symmetric ? " symmetric" : " minmax") + (spec.stochastic ? " stochastic" : " nearest") +
+         kGrids[static_cast<int>(spec.grid)] + (spec.stochastic ? " stochastic" : " nearest") +
          (spec.bf16_scales ? " bf16 scales" : " fp32 scales");
 }
 

@@ -1,5 +1,6 @@
 // What the quantise kernels promise, on every instruction set level.
 #include <cmath>
+#include <random>
 
 #include "kernels/quantize_math.h"
 #include "quantize_cases.h"
@@ -48,7 +49,8 @@ TEST(Quantize, DecodedPlusResidualIsTheOriginal) {
           worst = std::max(worst, std::fabs(left[i]));
         }
         // Within half a step of nearest and one of stochastic; bf16 scales widen a step by 1 / 128.
-        const float points = static_cast<float>(max_code(spec.bits, spec.symmetric));
+        if (spec.grid == GridKind::kClipped) continue;  // has a test of its own
+        const float points = static_cast<float>(max_code(spec));
         const float slack = spec.bf16_scales ? 1.02F : 1.0001F;
         const float rounding = spec.stochastic ? 1.0F : 0.5F;
         // A denormal range is too narrow for a grid: all of it stays in the residual.
@@ -64,7 +66,7 @@ TEST(Quantize, DecodedPlusResidualIsTheOriginal) {
 TEST(Quantize, ZeroIsExactOnASymmetricGrid) {
   for (int bits = 2; bits <= 8; ++bits) {
     for (const bool bf16_scales : {false, true}) {
-      const QuantizeSpec spec{.bits = bits, .symmetric = true, .bf16_scales = bf16_scales};
+      const QuantizeSpec spec{.bits = bits, .grid = GridKind::kSymmetric, .bf16_scales = bf16_scales};
       auto values = make_values(6, 700, 3);
       Encoding encoding(spec, values, values, DType::kFloat32, Residual::kNone, DType::kFloat32);
       encoding.run(cpu_level());
@@ -86,7 +88,7 @@ TEST(Quantize, ConstantAndZeroBlocksAreExact) {
       zero.run(level);
       EXPECT_FALSE(zero.findings.nonzero);
       for (const float value : decoded(spec, zero.wire, 100)) EXPECT_EQ(value, 0.0F);
-      if (spec.symmetric || spec.bf16_scales) continue;
+      if (has_one_number(spec) || spec.bf16_scales) continue;
       Encoding same(spec, constant, zeros, DType::kFloat32, Residual::kInPlace, DType::kFloat32);
       same.run(level);
       EXPECT_TRUE(same.findings.nonzero);
@@ -150,18 +152,18 @@ TEST(Quantize, ABlockWithInfOrNanDecodesToNanAndLeavesNoResidual) {
 
 TEST(Quantize, ARangeThatOverflowsIsNotDelivered) {
   for (const CpuLevel level : available_levels()) {
-    for (const bool symmetric : {false, true}) {
-      const QuantizeSpec spec{.bits = 4, .symmetric = symmetric};
+    for (const GridKind grid : {GridKind::kMinMax, GridKind::kSymmetric, GridKind::kClipped}) {
+      const QuantizeSpec spec{.bits = 4, .grid = grid};
       auto values = make_values(0, 600, 1);
       values[3] = kMax;
       values[4] = -kMax;
       Encoding encoding(spec, values, values, DType::kFloat32, Residual::kNone, DType::kFloat32);
       encoding.run(level);
       for (int64_t i = 0; i < 512; ++i) {
-        // Symmetric: 7 steps of kMax / 7 just fit; else the range itself is inf.
+        // Others: 7 steps of kMax / 7, or 7.5 of less, just fit; the range from -kMax to kMax is inf.
         const float first = decoded(spec, encoding.wire, 600)[i];
         ASSERT_EQ(std::isfinite(first), !encoding.findings.nonfinite);
-        if (!symmetric) {
+        if (grid == GridKind::kMinMax) {
           ASSERT_TRUE(std::isnan(first));
         }
       }
@@ -235,6 +237,62 @@ TEST(Quantize, RunsMayBeCutBetweenBlocks) {
     quantize_encode(spec, whole.gradient.data() + cut * 4, DType::kFloat32, 1200 - cut, {}, later,
                     wire.data() + cut_bytes);
     EXPECT_TRUE(wire == whole.wire) << text_of(spec);
+  }
+}
+
+/// Share of the squares of normally distributed values that a clipped grid leaves out.
+double clipped_loss(int bits, int block) {
+  const int64_t numel = 64 * 1024;
+  std::mt19937 random(bits);
+  std::normal_distribution<double> normal;
+  std::vector<float> values(numel);
+  for (float& value : values) value = static_cast<float>(1e-3 * normal(random));
+  const QuantizeSpec spec{.bits = bits, .block_numel = block, .grid = GridKind::kClipped};
+  Encoding encoding(spec, values, std::vector<float>(numel, 0.0F), DType::kFloat32, Residual::kInPlace,
+                    DType::kFloat32);
+  encoding.run(cpu_level());
+  const auto left = read(encoding.shadow, DType::kFloat32);
+  double lost = 0.0, all = 0.0;
+  for (int64_t i = 0; i < numel; ++i) {
+    lost += static_cast<double>(left[i]) * left[i];
+    all += static_cast<double>(values[i]) * values[i];
+  }
+  return lost / all;
+}
+
+TEST(Quantize, AClippedGridLosesWhatTheBestUniformGridLosesOfANormalDistribution) {
+  // Max, Quantizing for minimum distortion (1960), table II: 2, 4, 8, 16, 32 points.
+  const double best[] = {0.3634, 0.1188, 0.0374, 0.0115, 0.0035};
+  for (int bits = 1; bits <= 5; ++bits) {
+    for (const int block : {256, 512, 1024, 2048, 4096}) {
+      EXPECT_LT(clipped_loss(bits, block), 1.12 * best[bits - 1]) << bits << " bits, " << block;
+    }
+  }
+}
+
+TEST(Quantize, AValueThatStandsAloneLeavesAClippedGridWithinAFewSteps) {
+  std::vector<float> values(512, 0.0F), owed(512, 0.0F);
+  values[77] = -3.0F;
+  const QuantizeSpec spec{.bits = 4, .grid = GridKind::kClipped};
+  float first_left = 0.0F;
+  for (int step = 0; step < 12; ++step) {
+    Encoding encoding(spec, values, owed, DType::kFloat32, Residual::kInPlace, DType::kFloat32);
+    encoding.run(cpu_level());
+    owed = read(encoding.shadow, DType::kFloat32);
+    if (step == 0) first_left = owed[77];
+    values.assign(512, 0.0F);
+  }
+  EXPECT_NEAR(first_left, -2.25F, 1e-6F);  // a quarter at once
+  for (const float left : owed) EXPECT_LT(std::fabs(left), 0.15F);
+}
+
+TEST(Quantize, LanesBeyondTheEndOfARunCountAsZero) {
+  // One element: its lane's magnitude among fifteen zeros; the quarter is larger.
+  const QuantizeSpec spec{.bits = 1, .block_numel = 32, .grid = GridKind::kClipped};
+  for (const CpuLevel level : available_levels()) {
+    Encoding encoding(spec, {8.0F}, {0.0F}, DType::kFloat32, Residual::kNone, DType::kFloat32);
+    encoding.run(level);
+    EXPECT_EQ(decoded(spec, encoding.wire, 1)[0], 2.0F);
   }
 }
 

@@ -125,8 +125,8 @@ inline NaiveBlock naive_block(const SparseSpec& spec, const std::vector<float>& 
   for (const uint32_t i : coded.index) largest = std::max(largest, std::fabs(values[i]));
   Grid grid{};
   if (spec.value_bits <= 8) {
-    const QuantizeSpec symmetric{.bits = spec.value_bits, .symmetric = true};
-    grid = coded.sound ? make_grid(symmetric, -largest, largest) : broken_grid();
+    const QuantizeSpec symmetric{.bits = spec.value_bits, .grid = GridKind::kSymmetric};
+    grid = coded.sound ? make_grid(symmetric, {-largest, largest, 0.0F}, 1) : broken_grid();
     coded.sound = std::isfinite(grid.step);
     coded.wire.resize(4);
     memcpy(coded.wire.data(), &grid.step, 4);
@@ -145,7 +145,7 @@ inline NaiveBlock naive_block(const SparseSpec& spec, const std::vector<float>& 
       codes.put(half, 16);
       coded.decoded.push_back(bf16_to_float(half));
     } else {
-      const int code = coded.sound ? nearest_code(value, grid) : 0;
+      const int code = coded.sound ? nearest_code(value, grid, (1 << spec.value_bits) - 2) : 0;
       codes.put(static_cast<uint32_t>(code), spec.value_bits);
       coded.decoded.push_back(decode_code(grid, code));
     }

@@ -12,11 +12,13 @@ from twins import Twins, dense, quantize, sparse
 
 from lgreco import _C
 
-FLAGS = list(itertools.product((False, True), repeat=3))
+FLAGS = list(itertools.product(("minmax", "symmetric", "clipped"), (False, True), (False, True)))
 AWKWARD = [
-    quantize(bits, block, *FLAGS[(bits + block // 32) % 8]) for bits in (1, 3, 4, 8) for block in (32, 128, 512, 4096)
+    quantize(bits, block, *FLAGS[(bits + block // 32) % len(FLAGS)])
+    for bits in (1, 3, 4, 8)
+    for block in (32, 128, 512, 4096)
 ]
-STOCHASTIC = quantize(4, 512, False, True, False)
+STOCHASTIC = quantize(4, 512, "minmax", True, False)
 SPARSE = [
     sparse(0.01, 32, 8, False), sparse(0.02, 512, 4, False), sparse(0.01, 4096, 8, False), sparse(0.3, 4096, 32, False),
     sparse(0.001, 65536, 16, False), sparse(0.02, 96, 32, True), sparse(0.05, 4096, 8, True),
@@ -94,7 +96,7 @@ def test_a_large_bucket() -> None:
 
 
 def test_the_noise_counts_committed_steps() -> None:
-    exchange = Exchange(quantize(2, 512, False, True, False), [4096], Settings(residual=None))
+    exchange = Exchange(quantize(2, 512, "minmax", True, False), [4096], Settings(residual=None))
     gradient = exchange.gradient_of(0).cuda()
     wires = []
     for step in (0, 1, 0):
@@ -169,7 +171,7 @@ def test_a_flagged_step_delivers_inf(dtype: torch.dtype) -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    exchange = Exchange(quantize(4, 512, False, False, False), [100], Settings(residual=None))
+    exchange = Exchange(quantize(4, 512, "minmax", False, False), [100], Settings(residual=None))
     wire = torch.zeros(exchange.wire_bytes, dtype=torch.uint8, device="cuda")
     gradient = exchange.gradient_of(0)
 

@@ -25,7 +25,7 @@ class Twins:
 
     Attributes:
         codec: `quantize`, `sparse` or `dense`, as the kernels' names begin.
-        parameters: (bits, block, symmetric, stochastic, bf16_scales), (density, block, value_bits, random), or the
+        parameters: (bits, block, grid, stochastic, bf16_scales), (density, block, value_bits, random), or the
             dtype on the dense wire.
         block: elements that are coded together.
     """
@@ -94,9 +94,9 @@ class Twins:
         return () if self.codec == "dense" else (noise,)
 
 
-def quantize(bits: int, block: int, symmetric: bool, stochastic: bool, bf16_scales: bool) -> Twins:
+def quantize(bits: int, block: int, grid: str, stochastic: bool, bf16_scales: bool) -> Twins:
     """The quantising kernels."""
-    return Twins("quantize", (bits, block, symmetric, stochastic, bf16_scales), block)
+    return Twins("quantize", (bits, block, grid, stochastic, bf16_scales), block)
 
 
 def sparse(density: float, block: int, value_bits: int, random: bool) -> Twins:

@@ -99,7 +99,10 @@ def test_native_form_holds_the_defaults_too() -> None:
         ("quantize(block=31)", r"block must be a multiple of 32, 32\.\.4096, got 31$"),
         ("quantize(block=100)", r"block must be a multiple of 32, 32\.\.4096, got 100$"),
         ("quantize(block=8192)", r"block must be a multiple of 32, 32\.\.4096, got 8192$"),
-        ("quantize(grid=minmaxx)", r'grid must be minmax or symmetric, got minmaxx; did you mean "minmax"\?$'),
+        (
+            "quantize(grid=minmaxx)",
+            r'grid must be minmax or symmetric or clipped, got minmaxx; did you mean "minmax"\?$',
+        ),
         ("quantize(rounding=up)", r"rounding must be nearest or stochastic, got up$"),
         ("quantize(scales=fp16)", r"scales must be fp32 or bf16, got fp16"),
         ("dense(dtype=int8)", r"dtype must be fp32 or bf16 or fp16, got int8$"),

@@ -16,6 +16,7 @@ from lgreco import _C
 
 Floats = npt.NDArray[np.float32]
 LEVELS = ("sse2", "avx2", "avx512")[: ("sse2", "avx2", "avx512").index(_C.best_cpu_level()) + 1]
+GRIDS = ("minmax", "symmetric", "clipped")
 NOISE = (2**40 + 17, 5, 1234, 9)
 _ONE = np.float32(1)
 
@@ -25,14 +26,14 @@ class Spec(NamedTuple):
 
     bits: int = 4
     block: int = 512
-    symmetric: bool = False
+    grid: str = "minmax"
     stochastic: bool = False
     bf16_scales: bool = False
 
     @property
     def top(self) -> int:
         """The greatest code."""
-        return 2**self.bits - (2 if self.symmetric and self.bits > 1 else 1)
+        return 2**self.bits - (2 if self.grid == "symmetric" and self.bits > 1 else 1)
 
 
 @pytest.fixture(params=LEVELS)
@@ -53,12 +54,27 @@ def bf16_outwards(value: np.float32, up: bool) -> np.float32:
     return np.float32(wanted)
 
 
+def reach_of(spec: Spec, values: Floats) -> np.float32:
+    """The greatest magnitude of a clipped grid's points."""
+    best = (0.798, 1.494, 2.052, 2.514, 2.916, 3.278, 3.612, 3.922)[spec.bits - 1]
+    expected = (0.7979, 1.1284, 1.4647, 1.7834, 2.0772, 2.3471, 2.5961, 2.8276, 3.0442)
+    magnitudes = np.abs(np.concatenate([values, np.zeros(-len(values) % 16, np.float32)])).reshape(-1, 16)
+    lanes, most = magnitudes.max(axis=0), magnitudes.max()
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    factor = np.float32(best) / np.float32(expected[int(np.log2(len(magnitudes)))])
+    return np.float32(min(max(lanes[0] * np.float32(1 / 16) * factor, np.float32(0.25) * most), most))
+
+
 def grid_of(spec: Spec, values: Floats) -> tuple[np.float32, np.float32, np.float32]:
     """lo, step and 1 / step of a block of finite values."""
     lo, hi = values.min(), values.max()
     half = 2 ** (spec.bits - 1) - 1
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
-        if spec.symmetric:
+        if spec.grid == "clipped":
+            step = reach_of(spec, values) / (np.float32(0.5) * np.float32(spec.top))
+            step = bf16_outwards(step, up=True) if spec.bf16_scales else step
+        elif spec.grid == "symmetric":
             largest = max(-lo, hi)
             step = np.float32(2) * largest if spec.bits == 1 else largest / np.float32(half)
             step = bf16_outwards(step, up=True) if spec.bf16_scales else step
@@ -69,7 +85,9 @@ def grid_of(spec: Spec, values: Floats) -> tuple[np.float32, np.float32, np.floa
         inverse = _ONE / step
         if not np.isfinite(inverse):
             step = inverse = np.float32(0)
-    if spec.symmetric:
+    if spec.grid == "clipped":
+        lo = -(np.float32(0.5) * np.float32(spec.top) * step)
+    elif spec.grid == "symmetric":
         lo = -(np.float32(0.5) * step) if spec.bits == 1 else -(np.float32(half) * step)
     return lo + np.float32(0), step, inverse
 
@@ -114,7 +132,7 @@ def encode(spec: Spec, values: Floats) -> tuple[bytes, Floats]:
         lifted = np.floor(scaled + uniforms(len(part), block)) if spec.stochastic else np.rint(scaled)
         codes = np.clip(lifted, 0, spec.top).astype(np.int64)
         decoded[first : first + spec.block] = lo + codes.astype(np.float32) * step
-        numbers = np.array([step] if spec.symmetric else [lo, step], np.float32)
+        numbers = np.array([step] if spec.grid != "minmax" else [lo, step], np.float32)
         metadata = (numbers.view(np.uint32) >> 16).astype(np.uint16) if spec.bf16_scales else numbers
         bits = (codes[:, None] >> np.arange(spec.bits)) & 1
         packed = np.packbits(bits.astype(np.uint8).ravel(), bitorder="little")
@@ -133,14 +151,14 @@ def run_encode(
 
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("bf16_scales", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_wire_and_residual_are_the_references(
-    level: str, bits: int, symmetric: bool, bf16_scales: bool, stochastic: bool
+    level: str, bits: int, grid: str, bf16_scales: bool, stochastic: bool
 ) -> None:
     random = np.random.default_rng(bits)
     for block, numel in ((32, 100), (512, 1300), (4096, 4097)):
-        spec = Spec(bits, block, symmetric, stochastic, bf16_scales)
+        spec = Spec(bits, block, grid, stochastic, bf16_scales)
         gradient = (random.standard_normal(numel) * 10.0 ** random.integers(-4, 3)).astype(np.float32)
         committed = torch.from_numpy((random.standard_normal(numel) * 0.1).astype(np.float32))
         shadow = torch.empty(numel)
@@ -160,13 +178,13 @@ def test_wire_and_residual_are_the_references(
         st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
     ),
     bits=st.integers(1, 8),
-    symmetric=st.booleans(),
+    grid=st.sampled_from(GRIDS),
     bf16_scales=st.booleans(),
 )
 def test_any_finite_values_give_the_references_wire(
-    values: list[float], bits: int, symmetric: bool, bf16_scales: bool
+    values: list[float], bits: int, grid: str, bf16_scales: bool
 ) -> None:
-    spec = Spec(bits, 32, symmetric, False, bf16_scales)
+    spec = Spec(bits, 32, grid, False, bf16_scales)
     array = np.array(values, np.float32)
     wire, _ = run_encode(spec, torch.from_numpy(array), None, None)
     assert bytes(wire.numpy()) == encode(spec, array)[0]

@@ -121,7 +121,18 @@ class Dense(Choice):
 
 @dataclass(frozen=True)
 class Quantize(Choice):
-    """`bits` for each element and one scale (min-max: two) for each block of `block` elements."""
+    """`bits` for each element and one scale (min-max: two) for each block of `block` elements.
+
+    Attributes:
+        bits: 1 to 8.
+        block: elements, 32 to 4096, a multiple of 32.
+        grid: minmax: from a block's least to its greatest value; symmetric: as far as its largest magnitude, zero is
+            exact; clipped: as far as loses least of most values (of normally distributed ones, J. Max, Quantizing for
+            minimum distortion, 1960), at least a quarter of the largest magnitude: what is larger is clipped, and
+            delivered later by way of the residual.
+        rounding: nearest, or stochastic: up with the probability of the fraction.
+        scales: fp32 or bf16.
+    """
 
     codec: ClassVar[str] = "quantize"
     bits: int = parameter(4, IntRange(1, 8), always_printed=True)

@@ -22,6 +22,7 @@ CHOICES = [
     "quantize(bits=8, block=4096)",
     "quantize(bits=4, block=128, grid=symmetric)",
     "quantize(bits=3, block=96, rounding=stochastic)",
+    "quantize(bits=2, block=512, grid=clipped)",
     "quantize(bits=5, block=256, grid=symmetric, rounding=stochastic, scales=bf16)",
     "lowrank(rank=2, factors=fp32)",
     "lowrank(rank=4, factors=int8)",
@@ -286,3 +287,29 @@ def test_diverged_replicas_are_found() -> None:
     assert all(message and re.search(r"at step 7.*rank 2 ", message) for message in messages), messages
     assert any("rank 2 holds other parameters than rank 0 (check_replicas_every)" in message for message in messages)
     assert run(3, _diverged, 0) == [None] * 3
+
+
+def _delivered_at(rank: int, world_size: int, choice: str, scale: float) -> list[torch.Tensor]:
+    """What eight backward passes deliver, over `scale`, where their losses are multiplied by it."""
+    torch.manual_seed(0)
+    ddp = nn.parallel.DistributedDataParallel(nn.Linear(48, 80, bias=False))
+    state = lgreco.attach(ddp, everything(choice, min_numel=0))
+    delivered = []
+    for step in range(8):
+        ddp.zero_grad()
+        (ddp(batch_of(rank, step, 48)).square().mean() * scale).backward()
+        delivered.append(ddp.module.weight.grad / scale)
+    state.close()
+    return delivered
+
+
+@pytest.mark.parametrize("choice", ["lowrank(rank=4, factors=int8)", "lowrank(rank=10, factors=int8)",
+                                    "lowrank(rank=4, factors=bf16, iterate=alternate)",
+                                    "quantize(bits=3, grid=clipped)"])  # fmt: skip
+@pytest.mark.parametrize("scale", [2.0**64, 2.0**-64])
+def test_a_gradient_of_any_scale_is_delivered_alike(choice: str, scale: float) -> None:
+    """By powers of two, which change no bit of a mantissa: warm starts must not carry the scale into a product."""
+    for before, after in zip(
+        run(2, _delivered_at, choice, 1.0)[0], run(2, _delivered_at, choice, scale)[0], strict=True
+    ):
+        assert torch.equal(before, after)

@@ -69,6 +69,13 @@ class Offers:
         rows = range(len(self.layers))
         return tuple(column if self.offered[row, column] else self.reference[row] for row in rows)
 
+    def offered_or_reference(self, columns: Sequence[int]) -> tuple[int, ...]:
+        """A plan's columns; where a layer is not offered its own (-1: there is none), the reference plan's."""
+        return tuple(
+            column if column >= 0 and self.offered[row, column] else self.reference[row]
+            for row, column in enumerate(columns)
+        )
+
 
 def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choice]:
     """The families' choices around the reference.

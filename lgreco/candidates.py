@@ -77,7 +77,7 @@ class Offers:
         )
 
 
-def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choice]:
+def default_candidates(reference: Choice | None, families: Iterable[str]) -> list[Choice]:
     """The families' choices around the reference.
 
     The reference's own parameters are kept and its strength goes from half to double, as in the paper. Other families
@@ -103,7 +103,7 @@ def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choic
                 dataclasses.replace(sparse, density=density) for density in sorted(densities) if 1e-4 <= density <= 0.5
             ]
         elif name == "dense":
-            made += [Dense("bf16"), Dense("fp32")]
+            made += [Dense("bf16"), Dense("fp32"), *([reference] if isinstance(reference, Dense) else [])]
     return made
 
 
@@ -136,8 +136,8 @@ def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_
     candidates = settings.candidates or default_candidates(settings.reference, settings.families)
     own = [Dense(layer.dtype) for layer in layers]
     pinned = [planned.choice for planned, loose in zip(plan.planned, free, strict=True) if not loose]
-    columns = in_order([*candidates, settings.reference, *pinned, *own])
-    wanted = {*candidates, settings.reference}
+    columns = in_order([*candidates, *pinned, *own])
+    wanted = set(candidates)
     offered = np.zeros((len(layers), len(columns)), dtype=bool)
     costs = np.full(offered.shape, np.nan)
     for row, (layer, loose) in enumerate(zip(layers, free, strict=True)):
@@ -196,19 +196,27 @@ def _check_patterns(settings: SolverConfig, layers: Sequence[LayerInfo]) -> None
                 raise ValueError(f'pattern "{pattern}" of config key solver.{key} matches no layer')
 
 
-def _reference_plan(offers: Offers, reference: Choice, own: Sequence[Choice]) -> tuple[int, ...]:
+def _reference_plan(offers: Offers, reference: Choice | None, own: Sequence[Choice]) -> tuple[int, ...]:
     """The reference where it is offered; else what differs in strength alone and is nearest; else the safest."""
     columns = []
     for row in range(len(offers.layers)):
         there = [int(column) for column in np.flatnonzero(offers.offered[row])]
-        akin = [column for column in there if scale_of(offers.choices[column]) == scale_of(reference)]
+        akin = _akin(offers.choices, there, reference)
         if akin:
-            columns.append(min(akin, key=lambda column: abs(strength(offers.choices[column]) - strength(reference))))
+            columns.append(akin[0])
         else:
             safe = offers.choices.index(own[row])
             dearest = max(there, key=lambda column: float(offers.costs[row, column]))
             columns.append(safe if safe in there else dearest)
     return tuple(columns)
+
+
+def _akin(choices: Sequence[Choice], columns: Iterable[int], reference: Choice | None) -> list[int]:
+    """Columns that differ from the reference in strength alone, the nearest first."""
+    if reference is None:
+        return []
+    akin = [column for column in columns if scale_of(choices[column]) == scale_of(reference)]
+    return sorted(akin, key=lambda column: abs(strength(choices[column]) - strength(reference)))
 
 
 def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str) -> Offers:

@@ -74,6 +74,19 @@ def test_the_reference_plan_takes_what_is_nearest_or_dense() -> None:
     assert offered(only, "thin") == [Dense()]
 
 
+def test_nothing_is_offered_but_what_is_listed() -> None:
+    """But dense, where nothing that is listed applies."""
+    alone = offers_of(families=["quantize"], reference=None)
+    assert {type(choice) for choice in offered(alone, "embedding")} == {Quantize}
+    assert alone.plan(alone.reference, "reference")["embedding"] == Quantize(bits=4)
+    listed = [parse("topk(density=0.01)"), parse("topk(density=0.1)")]
+    sparse = offers_of(candidates=listed, reference=None, ratio=20)
+    assert offered(sparse, "embedding") == listed
+    assert sparse.plan(sparse.reference, "reference")["embedding"] == listed[1]
+    half = offers_of(families=["lowrank", "dense"], reference="dense(dtype=fp16)")
+    assert half.plan(half.reference, "reference")["embedding"] == Dense("fp16")
+
+
 def test_patterns_pin_and_limits_hold() -> None:
     offers = offers_of(
         {"layers": {"head": "quantize(bits=5, block=32)"}},

@@ -128,7 +128,8 @@ def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_
         residual: type in which residuals are kept, or off.
 
     Raises:
-        ValueError: for a limit's pattern that matches no layer, or a memory ceiling that cannot be kept.
+        ValueError: for a limit's pattern that matches no layer, a floor above the ceiling of the same layer, or a
+            memory ceiling that cannot be kept.
     """
     price = _prices(world_size)
     layers = tuple(planned.layer for planned in plan.planned)
@@ -143,6 +144,7 @@ def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_
     for row, (layer, loose) in enumerate(zip(layers, free, strict=True)):
         choices = [plan[layer.name]]
         if loose:
+            _check_limits(settings, layer)
             dense_bytes = price(layer, own[row])
             choices = [
                 choice
@@ -180,13 +182,25 @@ def _prices(world_size: int) -> Callable[[LayerInfo, Choice], float]:
 
 def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> bool:
     floor, ceiling = _limit(settings.floor, layer), _limit(settings.ceiling, layer)
-    if floor is not None and floor.codec == choice.codec and strength(choice) < strength(floor):
+    if floor is not None and floor[1].codec == choice.codec and strength(choice) < strength(floor[1]):
         return False
-    return ceiling is None or ceiling.codec != choice.codec or strength(choice) <= strength(ceiling)
+    return ceiling is None or ceiling[1].codec != choice.codec or strength(choice) <= strength(ceiling[1])
 
 
-def _limit(rules: Iterable[Rule], layer: LayerInfo) -> Choice | None:
-    return next((choice for pattern, choice in rules if matches(layer.name, pattern)), None)
+def _limit(rules: Iterable[Rule], layer: LayerInfo) -> Rule | None:
+    return next((rule for rule in rules if matches(layer.name, rule[0])), None)
+
+
+def _check_limits(settings: SolverConfig, layer: LayerInfo) -> None:
+    """Refuses limits that leave nothing of a codec: the layer would be dense, or of another codec, unnoticed."""
+    floor, ceiling = _limit(settings.floor, layer), _limit(settings.ceiling, layer)
+    if floor is None or ceiling is None or floor[1].codec != ceiling[1].codec:
+        return
+    if strength(floor[1]) > strength(ceiling[1]):
+        raise ValueError(
+            f'layer "{layer.name}": its floor {floor[1]} (pattern "{floor[0]}" of config key solver.floor) is above '
+            f'its ceiling {ceiling[1]} (pattern "{ceiling[0]}" of solver.ceiling)'
+        )
 
 
 def _check_patterns(settings: SolverConfig, layers: Sequence[LayerInfo]) -> None:

@@ -101,6 +101,20 @@ def test_patterns_pin_and_limits_hold() -> None:
         offers_of(floor={"nothing*": "lowrank(rank=2)"})
 
 
+def test_a_floor_above_a_ceiling_is_refused() -> None:
+    """Of the same layer and codec; of a layer that is pinned it says nothing."""
+    low, high = "lowrank(rank=4)", "lowrank(rank=8)"
+    with pytest.raises(
+        ValueError,
+        match=r'layer "conv": its floor lowrank\(rank=8, .*\(pattern "c\*" of config key solver.floor\) is above its '
+        r'ceiling lowrank\(rank=4, .*\(pattern "\*" of solver.ceiling\)',
+    ):
+        offers_of(floor={"c*": high}, ceiling={"*": low})
+    for floor, ceiling in ((low, high), (low, low), ("quantize(bits=8)", low)):
+        assert len(offered(offers_of(floor={"c*": floor}, ceiling={"*": ceiling}), "conv")) > 2
+    offers_of({"layers": {"conv": "dense"}}, floor={"conv": high}, ceiling={"*": low})
+
+
 def test_the_memory_ceiling_keeps_layers_exact() -> None:
     each = 2 * 4 * 1.25
     total = sum(layer.numel for layer in LAYERS)

@@ -87,7 +87,8 @@ class SolverConfig(_Section):
         window: steps over which a table's layers are measured.
         average: tables that are averaged.
         accordion: switches between two alphas.
-        record: file that gets a line for every solve and every `record_every` steps; None: no record.
+        record: file that gets a line for every solve and every `record_every` steps, of one state at a time (tables
+            lie beside it); None: no record.
         record_every: steps.
         plan_replay: a recorded run, whose plans are repeated at the same steps; nothing is measured.
 

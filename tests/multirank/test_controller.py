@@ -229,6 +229,28 @@ def test_a_recorded_run_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     assert run(2, _recorded, str(tmp_path), True) == first
 
 
+def _one_record(rank: int, world_size: int, folder: str) -> None:
+    settings = config(record=str(Path(folder) / "record.jsonl"))
+    first = lgreco.attach(make(), settings)
+    with pytest.raises(
+        ValueError, match=r"another state in this process records to \".*record.jsonl\"; give each a path"
+    ):
+        lgreco.attach(make(), config(record=str(Path(folder) / "." / "record.jsonl")))
+    for other in (config(record=str(Path(folder) / "other" / "record.jsonl")), config()):
+        lgreco.attach(make(), other).close()
+    first.close()
+    lgreco.attach(make(), settings)  # dropped at once, with its module
+    ddp = make()
+    last = lgreco.attach(ddp, settings)
+    train(ddp, rank, range(2))
+    last.close()
+
+
+def test_a_record_is_written_by_one_state_at_a_time(tmp_path: Path) -> None:
+    """Two would set each other's lines aside and overwrite each other's tables."""
+    run(2, _one_record, str(tmp_path))
+
+
 def _other_model(rank: int, world_size: int, folder: str) -> None:
     ddp = make(lambda: nn.Sequential(nn.Linear(96, 100)))
     with pytest.raises(

@@ -74,7 +74,9 @@ def diff(before: Path, after: Path) -> None:
 @click.option("--budget-alpha", default=1.0, show_default=True, help="Budget as a multiple of the reference's error.")
 @click.option("--reference", default=str(SolverConfig().reference), show_default=True, help="A uniform choice.")
 @click.option("--relative-error", type=float, help="Budget as a share of the gradient's norm, instead.")
-@click.option("--bytes", "bytes_", type=float, help="Bytes that a rank may send in a step, instead; least error then.")
+@click.option(
+    "--bytes", "bytes_", type=float, help="Bytes that ranks may send in a step, on the mean, instead; least error then."
+)
 @click.option("--norm", type=click.Choice(NORMS), default="adam", show_default=True)
 @click.option("--method", help="Of the solver; its own default where not given.")
 @click.option("--out", type=_PATH, help="Write the plan there (YAML).")

@@ -72,7 +72,9 @@ class SolverConfig(_Section):
             the offered choice that differs in strength alone and is nearest, else stays dense.
         alpha: factor on the reference's error, or points [step, alpha] (linear between them).
         relative_error: total error at most this share of the gradient's norm, both summed as `norm` says.
-        bytes: that one rank may send in a step; the plan leaves the least error.
+        bytes: that ranks may send in a step, on the mean and without messages' headers; the plan leaves the least
+            error. A rank that owns more of the layers than others sends more, and each bucket adds headers
+            (`state.stats()["wire_bytes"]` counts what this rank has sent).
         ratio: the same, as the dense exchange's bytes over the plan's.
         norm: how layers' errors add up: `adam`, squared L2 distances over the root mean square of the layer's gradient;
             `squared`, squared L2 distances; `l2`, L2 distances as in the paper.

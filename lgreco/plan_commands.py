@@ -17,7 +17,7 @@ from lgreco.error_table import ErrorTable
 from lgreco.layer import LayerInfo
 from lgreco.norm import NORMS, gradient_total
 from lgreco.plan_solve import Budget, Solved, Spent, solve_table
-from lgreco.plan_source import PlanSource, load_plan
+from lgreco.plan_source import PlanSource, find_table, load_plan
 from lgreco.plan_table import plan_table
 from lgreco.solver_config import SolverConfig
 
@@ -92,16 +92,22 @@ def solve(
     method: str | None,
     out: Path | None,
 ) -> None:
-    """Solve a saved error table and compare the plan with the best uniform choices."""
+    """Solve a saved error table and compare the plan with the best uniform choices.
+
+    TABLE: a table-STEP.json, or a record or a run's folder, of which the last plan's table is taken.
+    """
     with readable_errors():
         budget = _budget(context, budget_alpha, reference, relative_error, bytes_)
-        loaded = ErrorTable.load(table).monotone()
+        file = find_table(table)
+        loaded = ErrorTable.load(file).monotone()
         if budget.reference is not None:
             _check_reference(loaded, budget.reference)
         solved = solve_table(loaded, budget, norm, method)
         if out is not None:
             out.write_text(solved.plan.to_yaml(), encoding="utf-8")
     console = Console()
+    if file != table:
+        console.print(str(file), highlight=False, soft_wrap=True, markup=False)
     console.print(plan_table(solved.plan, _copy_bytes(solved)))
     console.print(_totals(solved, norm), highlight=False)
     console.print(_uniform_table(solved))

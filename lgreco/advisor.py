@@ -170,7 +170,7 @@ def _plan_of(config: Config, layers: Sequence[LayerInfo], world_size: int) -> Pl
 
 def _plan_name(config: Config) -> str:
     if config.solver is not None:
-        return f"lgreco with a solver (as {config.solver.reference})"
+        return f"lgreco with a solver (as {config.solver.reference or 'its dearest candidates'})"
     return f"lgreco {config.default}"
 
 

@@ -24,7 +24,7 @@ class Budget:
 
     Attributes:
         error: most that the plan's errors may sum up to; None where bytes are given.
-        bytes: most that a rank may send in a step; None where an error is given.
+        bytes: most that ranks may send in a step, on the mean; None where an error is given.
         alpha: factor on the reference's error that made it; None where nothing is relative to the reference.
     """
 

@@ -69,8 +69,15 @@ class Offers:
         rows = range(len(self.layers))
         return tuple(column if self.offered[row, column] else self.reference[row] for row in rows)
 
+    def offered_or_reference(self, columns: Sequence[int]) -> tuple[int, ...]:
+        """A plan's columns; where a layer is not offered its own (-1: there is none), the reference plan's."""
+        return tuple(
+            column if column >= 0 and self.offered[row, column] else self.reference[row]
+            for row, column in enumerate(columns)
+        )
 
-def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choice]:
+
+def default_candidates(reference: Choice | None, families: Iterable[str]) -> list[Choice]:
     """The families' choices around the reference.
 
     The reference's own parameters are kept and its strength goes from half to double, as in the paper. Other families
@@ -96,7 +103,7 @@ def default_candidates(reference: Choice, families: Iterable[str]) -> list[Choic
                 dataclasses.replace(sparse, density=density) for density in sorted(densities) if 1e-4 <= density <= 0.5
             ]
         elif name == "dense":
-            made += [Dense("bf16"), Dense("fp32")]
+            made += [Dense("bf16"), Dense("fp32"), *([reference] if isinstance(reference, Dense) else [])]
     return made
 
 
@@ -121,7 +128,8 @@ def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_
         residual: type in which residuals are kept, or off.
 
     Raises:
-        ValueError: for a limit's pattern that matches no layer, or a memory ceiling that cannot be kept.
+        ValueError: for a limit's pattern that matches no layer, a floor above the ceiling of the same layer, or a
+            memory ceiling that cannot be kept.
     """
     price = _prices(world_size)
     layers = tuple(planned.layer for planned in plan.planned)
@@ -129,13 +137,14 @@ def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_
     candidates = settings.candidates or default_candidates(settings.reference, settings.families)
     own = [Dense(layer.dtype) for layer in layers]
     pinned = [planned.choice for planned, loose in zip(plan.planned, free, strict=True) if not loose]
-    columns = in_order([*candidates, settings.reference, *pinned, *own])
-    wanted = {*candidates, settings.reference}
+    columns = in_order([*candidates, *pinned, *own])
+    wanted = set(candidates)
     offered = np.zeros((len(layers), len(columns)), dtype=bool)
     costs = np.full(offered.shape, np.nan)
     for row, (layer, loose) in enumerate(zip(layers, free, strict=True)):
         choices = [plan[layer.name]]
         if loose:
+            _check_limits(settings, layer)
             dense_bytes = price(layer, own[row])
             choices = [
                 choice
@@ -173,13 +182,25 @@ def _prices(world_size: int) -> Callable[[LayerInfo, Choice], float]:
 
 def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> bool:
     floor, ceiling = _limit(settings.floor, layer), _limit(settings.ceiling, layer)
-    if floor is not None and floor.codec == choice.codec and strength(choice) < strength(floor):
+    if floor is not None and floor[1].codec == choice.codec and strength(choice) < strength(floor[1]):
         return False
-    return ceiling is None or ceiling.codec != choice.codec or strength(choice) <= strength(ceiling)
+    return ceiling is None or ceiling[1].codec != choice.codec or strength(choice) <= strength(ceiling[1])
 
 
-def _limit(rules: Iterable[Rule], layer: LayerInfo) -> Choice | None:
-    return next((choice for pattern, choice in rules if matches(layer.name, pattern)), None)
+def _limit(rules: Iterable[Rule], layer: LayerInfo) -> Rule | None:
+    return next((rule for rule in rules if matches(layer.name, rule[0])), None)
+
+
+def _check_limits(settings: SolverConfig, layer: LayerInfo) -> None:
+    """Refuses limits that leave nothing of a codec: the layer would be dense, or of another codec, unnoticed."""
+    floor, ceiling = _limit(settings.floor, layer), _limit(settings.ceiling, layer)
+    if floor is None or ceiling is None or floor[1].codec != ceiling[1].codec:
+        return
+    if strength(floor[1]) > strength(ceiling[1]):
+        raise ValueError(
+            f'layer "{layer.name}": its floor {floor[1]} (pattern "{floor[0]}" of config key solver.floor) is above '
+            f'its ceiling {ceiling[1]} (pattern "{ceiling[0]}" of solver.ceiling)'
+        )
 
 
 def _check_patterns(settings: SolverConfig, layers: Sequence[LayerInfo]) -> None:
@@ -189,19 +210,27 @@ def _check_patterns(settings: SolverConfig, layers: Sequence[LayerInfo]) -> None
                 raise ValueError(f'pattern "{pattern}" of config key solver.{key} matches no layer')
 
 
-def _reference_plan(offers: Offers, reference: Choice, own: Sequence[Choice]) -> tuple[int, ...]:
+def _reference_plan(offers: Offers, reference: Choice | None, own: Sequence[Choice]) -> tuple[int, ...]:
     """The reference where it is offered; else what differs in strength alone and is nearest; else the safest."""
     columns = []
     for row in range(len(offers.layers)):
         there = [int(column) for column in np.flatnonzero(offers.offered[row])]
-        akin = [column for column in there if scale_of(offers.choices[column]) == scale_of(reference)]
+        akin = _akin(offers.choices, there, reference)
         if akin:
-            columns.append(min(akin, key=lambda column: abs(strength(offers.choices[column]) - strength(reference))))
+            columns.append(akin[0])
         else:
             safe = offers.choices.index(own[row])
             dearest = max(there, key=lambda column: float(offers.costs[row, column]))
             columns.append(safe if safe in there else dearest)
     return tuple(columns)
+
+
+def _akin(choices: Sequence[Choice], columns: Iterable[int], reference: Choice | None) -> list[int]:
+    """Columns that differ from the reference in strength alone, the nearest first."""
+    if reference is None:
+        return []
+    akin = [column for column in columns if scale_of(choices[column]) == scale_of(reference)]
+    return sorted(akin, key=lambda column: abs(strength(choices[column]) - strength(reference)))
 
 
 def _fit_memory(offers: Offers, ceiling: float, world_size: int, residual: str) -> Offers:

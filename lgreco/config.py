@@ -112,6 +112,14 @@ class Config(BaseModel):
         """Plain values, as in YAML; `Config.load` of it gives an equal config."""
         return self.model_dump()
 
+    @property
+    def recorded_at(self) -> Path | None:
+        """Where rank 0 writes a record, in full; None for no record, which is so of a replay too."""
+        solver = self.solver
+        if solver is None or solver.record is None or solver.plan_replay is not None:
+            return None
+        return Path(solver.record).resolve()
+
     def recording_to(self, path: Path | None) -> Config:
         """The same config, its record going to `path` where it has a solver and names no file of its own."""
         if path is None or self.solver is None or self.solver.record is not None:

@@ -20,7 +20,7 @@ from lgreco.candidates import Offers
 from lgreco.choice import Choice
 from lgreco.link_watch import LinkWatch
 from lgreco.masks import LayerMask
-from lgreco.measurement import Gradients, Meter, Rail
+from lgreco.measurement import Gradients, Meter, Rail, Row
 from lgreco.peers import Peers
 from lgreco.pending_table import PendingTable, unpack_rows
 from lgreco.plan import Plan
@@ -102,11 +102,7 @@ class Controller:
         """
         before, columns = self._offers, self._columns_at(steps)
         known = {choice: column for column, choice in enumerate(offers.choices)}
-        wanted = [known.get(before.choices[column], -1) for column in columns]
-        columns = tuple(
-            column if column >= 0 and offers.offered[row, column] else offers.reference[row]
-            for row, column in enumerate(wanted)
-        )
+        columns = offers.offered_or_reference([known.get(before.choices[column], -1) for column in columns])
         if self._watch is not None:
             self._watch.pricing.adopt(offers)
         pricing = None if self._watch is None else self._watch.pricing
@@ -180,7 +176,10 @@ class Controller:
     def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
         """Continues after `steps` steps from what `state` gave, or, for None, from the reference plan.
 
-        Call it before the engine loads its own state, so that this is laid out by the plan that it was saved under.
+        The config comes before the state: layers that are no longer offered what a saved plan gives them (a pattern
+        pins them now, a limit is stricter) take the reference plan's choice at once, and what was measured of them
+        is left out. Call it before the engine loads its own state: residuals are laid out by the plan that they were
+        saved under, or moved.
         """
         if state is not None and not self._is_mine(state):
             warnings.warn(
@@ -188,11 +187,22 @@ class Controller:
                 stacklevel=4,
             )
             state = None
+        plans = [(0, self._offers.reference)]
+        stale: set[int] = set()
+        if state is not None:
+            saved_plans = [(step, tuple(columns)) for step, columns in state["plans"]]
+            plans = [(step, self._offers.offered_or_reference(columns)) for step, columns in saved_plans]
+            stale = _changed_rows(saved_plans, plans)
+        if stale:
+            warnings.warn(
+                f"the config no longer offers what the checkpoint's plans give {len(stale)} of "
+                f"{len(self._offers.layers)} layers: they take the reference plan's choice",
+                stacklevel=4,
+            )
         with self._progress:
-            self._plans = [(0, self._offers.reference)]
+            self._plans = plans
             self._table = None
             if state is not None:
-                self._plans = [(step, tuple(columns)) for step, columns in state["plans"]]
                 if state["planner"] is not None:
                     self._planner.load(state["planner"])
                 if self._watch is not None and state.get("prices") is not None:
@@ -205,9 +215,15 @@ class Controller:
         if self._slices:
             saved = None if state is None else state["table"]
             begin = self._timing.next_begin(steps) if saved is None else saved["begin"]
-            table = self._ask(begin, steps, saved)
+            rows = {} if saved is None else unpack_rows(saved)
+            rows = {row: each for row, each in rows.items() if row not in stale and self._fits(row, each)}
+            table = self._ask(begin, steps, rows)
             with self._progress:
                 self._table = table
+
+    def _fits(self, row: int, measured: Row) -> bool:
+        """Whether a saved row tells the error of every choice that its layer is offered now."""
+        return bool(np.isfinite(measured.errors[self._offers.offered[row]]).all())
 
     def _identity(self) -> dict[str, Any]:
         """What rows and columns of a state stand for."""
@@ -235,18 +251,19 @@ class Controller:
     def _columns_at(self, steps: int) -> tuple[int, ...]:
         return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])
 
-    def _ask(self, begin: int, steps: int = 0, saved: Mapping[str, Any] | None = None) -> PendingTable:
-        """Asks for what is still to be measured of a table after `steps` steps, and promises its plan."""
-        slices = {begin + i: rows for i, rows in enumerate(self._slices) if begin + i >= steps}
+    def _ask(self, begin: int, steps: int = 0, rows: Mapping[int, Row] | None = None) -> PendingTable:
+        """Asks for what is still to be measured of a table after `steps` steps, and promises its plan.
+
+        `rows` have been measured already.
+        """
+        slices = {begin + i: layers for i, layers in enumerate(self._slices) if begin + i >= steps}
         if not slices:
             return self._ask(self._timing.next_begin(steps), steps)
-        table = PendingTable(begin, slices, self._timing.effective_step(begin))
-        if saved is not None:
-            table.rows = unpack_rows(saved)
+        table = PendingTable(begin, slices, self._timing.effective_step(begin), dict(rows or {}))
         if self._watch is not None:  # it samples the link in steps in which nothing is measured, too
             table.slices = {step: [] for step in self._timing.quiet_steps(begin, steps)} | slices
-        for step, rows in table.slices.items():
-            self._port.watch(step, rows)
+        for step, layers in table.slices.items():
+            self._port.watch(step, layers)
         self._port.promise(table.effective_step)
         return table
 
@@ -332,3 +349,12 @@ class Controller:
         self._port.release()
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
+
+
+def _changed_rows(
+    before: Sequence[tuple[int, tuple[int, ...]]], after: Sequence[tuple[int, tuple[int, ...]]]
+) -> set[int]:
+    """Layers whose column differs in any of the plans."""
+    return {
+        row for (_, old), (_, new) in zip(before, after, strict=True) for row in range(len(old)) if old[row] != new[row]
+    }

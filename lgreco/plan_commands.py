@@ -17,7 +17,7 @@ from lgreco.error_table import ErrorTable
 from lgreco.layer import LayerInfo
 from lgreco.norm import NORMS, gradient_total
 from lgreco.plan_solve import Budget, Solved, Spent, solve_table
-from lgreco.plan_source import PlanSource, load_plan
+from lgreco.plan_source import PlanSource, find_table, load_plan
 from lgreco.plan_table import plan_table
 from lgreco.solver_config import SolverConfig
 
@@ -74,7 +74,9 @@ def diff(before: Path, after: Path) -> None:
 @click.option("--budget-alpha", default=1.0, show_default=True, help="Budget as a multiple of the reference's error.")
 @click.option("--reference", default=str(SolverConfig().reference), show_default=True, help="A uniform choice.")
 @click.option("--relative-error", type=float, help="Budget as a share of the gradient's norm, instead.")
-@click.option("--bytes", "bytes_", type=float, help="Bytes that a rank may send in a step, instead; least error then.")
+@click.option(
+    "--bytes", "bytes_", type=float, help="Bytes that ranks may send in a step, on the mean, instead; least error then."
+)
 @click.option("--norm", type=click.Choice(NORMS), default="adam", show_default=True)
 @click.option("--method", help="Of the solver; its own default where not given.")
 @click.option("--out", type=_PATH, help="Write the plan there (YAML).")
@@ -90,16 +92,22 @@ def solve(
     method: str | None,
     out: Path | None,
 ) -> None:
-    """Solve a saved error table and compare the plan with the best uniform choices."""
+    """Solve a saved error table and compare the plan with the best uniform choices.
+
+    TABLE: a table-STEP.json, or a record or a run's folder, of which the last plan's table is taken.
+    """
     with readable_errors():
         budget = _budget(context, budget_alpha, reference, relative_error, bytes_)
-        loaded = ErrorTable.load(table).monotone()
+        file = find_table(table)
+        loaded = ErrorTable.load(file).monotone()
         if budget.reference is not None:
             _check_reference(loaded, budget.reference)
         solved = solve_table(loaded, budget, norm, method)
         if out is not None:
             out.write_text(solved.plan.to_yaml(), encoding="utf-8")
     console = Console()
+    if file != table:
+        console.print(str(file), highlight=False, soft_wrap=True, markup=False)
     console.print(plan_table(solved.plan, _copy_bytes(solved)))
     console.print(_totals(solved, norm), highlight=False)
     console.print(_uniform_table(solved))

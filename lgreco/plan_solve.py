@@ -70,7 +70,7 @@ class Budget:
         reference: uniform choice; None where the budget does not come from one.
         alpha: factor on its error.
         relative_error: share of the gradient's norm, both summed over layers in the norm asked for.
-        bytes: that a rank may send in a step; the error is minimised then.
+        bytes: that ranks may send in a step, on the mean; the error is minimised then.
     """
 
     reference: Choice | None = None

@@ -1,4 +1,4 @@
-"""A plan as a person names it: a YAML file, a record, or the folder of a run; with the bytes of each layer."""
+"""A plan or its table as a person names it: a file, a record, or the folder of a run; with the bytes of each layer."""
 
 from __future__ import annotations
 
@@ -60,6 +60,24 @@ def load_plan(path: str | Path) -> PlanSource:
         raise ValueError(f"{path}: neither a plan (YAML) nor a record: not UTF-8 text, byte {error.start}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def find_table(path: str | Path) -> Path:
+    """The error table that a path leads to: the file itself, or, of a record or a run's folder, the last plan's.
+
+    Raises:
+        ValueError: for a record beside which no table lies.
+        FileNotFoundError: for a folder without a record.
+    """
+    path = Path(path)
+    if not path.is_dir() and path.suffix != ".jsonl":
+        return path
+    record = find(path)
+    kept = [record.parent / solve.table for solve in read(record).solves if solve.table is not None]
+    there = [table for table in kept if table.is_file()]
+    if not there:
+        raise ValueError(f"{record}: no table of this record lies beside it; name a table-STEP.json")
+    return there[-1]
 
 
 def of_solve(solve: Solve, start: Start, title: str) -> PlanSource:

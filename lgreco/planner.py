@@ -133,12 +133,17 @@ class Planner:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state` gave; tables of other layers, choices or ranks are left out."""
+        """Continues from what `state` gave; tables of other layers, choices, ranks or offers are left out."""
         tables = [ErrorTable(**error_table_file.read(text.encode())) for text in state["history"]]
-        mine = (self._offers.layers, self._offers.choices, self._world_size)
-        self._history = [table for table in tables if (table.layers, table.choices, table.world_size) == mine]
+        self._history = [table for table in tables if self._is_mine(table)]
         self._detector = Detector(state["norm"], state["critical"])
         self._corrections = np.array(state["corrections"], dtype=np.float64)
+
+    def _is_mine(self, table: ErrorTable) -> bool:
+        """Whether a table can be averaged with the next: what it alone offers would be offered again."""
+        mine = (self._offers.layers, self._offers.choices, self._world_size)
+        same = (table.layers, table.choices, table.world_size) == mine
+        return same and bool((np.isnan(table.costs) != self._offers.offered).all())
 
     def _is_sound(self, row: int, measured: Row) -> bool:
         return measured.sound and bool(np.isfinite(measured.errors[self._offers.offered[row]]).all())

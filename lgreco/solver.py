@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,17 +59,18 @@ def solve(
     Args:
         errors: float64 [layers, choices], from 0. NaN or infinity: that layer does not offer that choice.
         costs: likewise.
-        budget: from 0; infinity for none.
+        budget: a real number from 0; infinity for none.
         method: lagrangian, dp or exhaustive.
         reference: int [layers], an offered choice of each layer; where it is within the budget, the plan costs no more.
 
     Raises:
-        ValueError: for a layer without a choice, a negative value, shapes that differ, a budget that is NaN or
-            negative, a reference that is not offered, an unknown method; or where no plan is within the budget, with
-            the least attainable total error.
+        ValueError: for a layer without a choice, a negative value, shapes that differ, what are no real numbers, a
+            budget that is NaN or negative, a reference that is not offered, an unknown method; or where no plan is
+            within the budget, with the least attainable total error.
     """
     tables = _tables(errors, costs)
-    return Solution(*_solved(method, *tables, float(budget), _reference(reference, tables), ("error", "cost")))
+    limit = _number("budget", budget)
+    return Solution(*_solved(method, *tables, limit, _reference(reference, tables), ("error", "cost")))
 
 
 def minimise_error(
@@ -85,7 +87,7 @@ def minimise_error(
     tables = _tables(errors, costs)
     limited, minimised = tables[1], tables[0]
     given = _reference(reference, tables)
-    found = _solved(method, limited, minimised, float(cost_budget), given, ("cost", "error"))
+    found = _solved(method, limited, minimised, _number("cost_budget", cost_budget), given, ("cost", "error"))
     choices, error, cost, lower_bound, gap = found
     return Solution(choices, cost, error, lower_bound, gap)
 
@@ -123,7 +125,7 @@ def _exponent(size: float) -> int:
 
 
 def _tables(errors: npt.ArrayLike, costs: npt.ArrayLike) -> tuple[Table, Table]:
-    tables = np.ascontiguousarray(errors, np.float64), np.ascontiguousarray(costs, np.float64)
+    tables = _table("errors", errors), _table("costs", costs)
     if tables[0].ndim != 2 or tables[0].shape != tables[1].shape:
         raise ValueError(
             f"errors and costs must both be [layers, choices], got {list(np.shape(errors))} and {list(np.shape(costs))}"
@@ -131,10 +133,37 @@ def _tables(errors: npt.ArrayLike, costs: npt.ArrayLike) -> tuple[Table, Table]:
     return tables
 
 
+def _number(name: str, value: object) -> float:
+    array = _table(name, value)
+    if array.shape != ():
+        raise ValueError(f"{name} must be one number, got {list(array.shape)}")
+    return float(array)
+
+
+def _table(name: str, values: Any) -> Table:
+    """float64 of real numbers; of others numpy would take a part (complex, "3", True), or not say whose they are."""
+    array = _array(name, values)
+    if array.dtype.kind not in "fiuO":  # O: exact numbers (Fraction, whole ones beyond 64 bits), or what is none
+        raise ValueError(f"{name} must be real numbers, got {array.dtype if array.shape else repr(values)}")
+    return np.asarray(_array(name, array, np.float64), order="C")
+
+
+def _array(name: str, values: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """What numpy makes of it.
+
+    Raises:
+        ValueError: for what numpy cannot read: rows of different lengths, tensors in autograd, on a device or in bf16.
+    """
+    try:
+        return np.asarray(values, dtype)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read as numbers: {error}") from None
+
+
 def _reference(reference: npt.ArrayLike | None, tables: tuple[Table, Table]) -> npt.NDArray[np.int32] | None:
     if reference is None:
         return None
-    given = np.asarray(reference)
+    given = _array("reference", reference)
     layers, choices = tables[0].shape
     if given.shape != (layers,) or given.dtype.kind not in "iu":
         raise ValueError(f"reference must be whole numbers [{layers}], got {given.dtype} {list(given.shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -60,15 +61,20 @@ class SolverConfig(_Section):
     `ratio`.
 
     Attributes:
-        reference: the uniform choice whose error is the budget. Rank 32 with int8 factors: the strongest whose loss
-            over 400 steps stayed within 2 % of dense's on the README's two models, where rank 8 lost 5 to 8 %. A layer
-            that is not offered it takes the offered choice that differs in strength alone and is nearest, else stays
-            dense.
-        families: codecs of the default candidates.
-        candidates: choices that the solver may give; None: those of `families`, around the reference's strength.
+        families: codecs of the default candidates; no other may be chosen.
+        candidates: choices that the solver may give, and no others; None: those of `families`, around the reference's
+            strength.
+        reference: the uniform choice whose error is the budget, of `families` or among `candidates`. Where none is
+            given: rank 32 with int8 factors, the strongest whose loss over 400 steps stayed within 2 % of dense's on
+            the README's two models, where rank 8 lost 5 to 8 %; of families without lowrank 4 bits, else top-k or
+            random-k of 1 %; with `candidates` none, so that another budget than alpha must be given, and before the
+            first plan each layer takes dense or the dearest of them. A layer that is not offered the reference takes
+            the offered choice that differs in strength alone and is nearest, else stays dense.
         alpha: factor on the reference's error, or points [step, alpha] (linear between them).
         relative_error: total error at most this share of the gradient's norm, both summed as `norm` says.
-        bytes: that one rank may send in a step; the plan leaves the least error.
+        bytes: that ranks may send in a step, on the mean and without messages' headers; the plan leaves the least
+            error. A rank that owns more of the layers than others sends more, and each bucket adds headers
+            (`state.stats()["wire_bytes"]` counts what this rank has sent).
         ratio: the same, as the dense exchange's bytes over the plan's.
         norm: how layers' errors add up: `adam`, squared L2 distances over the root mean square of the layer's gradient;
             `squared`, squared L2 distances; `l2`, L2 distances as in the paper.
@@ -83,7 +89,8 @@ class SolverConfig(_Section):
         window: steps over which a table's layers are measured.
         average: tables that are averaged.
         accordion: switches between two alphas.
-        record: file that gets a line for every solve and every `record_every` steps; None: no record.
+        record: file that gets a line for every solve and every `record_every` steps, of one state at a time (tables
+            lie beside it); None: no record.
         record_every: steps.
         plan_replay: a recorded run, whose plans are repeated at the same steps; nothing is measured.
 
@@ -91,9 +98,9 @@ class SolverConfig(_Section):
         ValueError: naming the key, its value and what is allowed, one line for each mistake.
     """
 
-    reference: Choice = parse("lowrank(rank=32, factors=int8)")
     families: tuple[str, ...] = ("lowrank", "quantize", "dense")
     candidates: tuple[Choice, ...] | None = None
+    reference: Annotated[Choice | None, Field(validate_default=True)] = None  # read after what it must be among
     alpha: float | Schedule = 1.0
     relative_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     bytes: Annotated[int, Field(strict=True, ge=1, lt=2**63)] | None = None
@@ -118,11 +125,6 @@ class SolverConfig(_Section):
         """Keys in which two differ."""
         return [key for key in type(self).model_fields if getattr(self, key) != getattr(other, key)]
 
-    @field_validator("reference", mode="before")
-    @classmethod
-    def _read_reference(cls, value: object) -> object:
-        return _read_choice(value)
-
     @field_validator("candidates", mode="before")
     @classmethod
     def _read_candidates(cls, value: object) -> object:
@@ -140,6 +142,17 @@ class SolverConfig(_Section):
         for name in value:
             _check_family(name)
         return tuple(value)
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _read_reference(cls, value: object, info: ValidationInfo) -> object:
+        given = None if value is None else _read_choice(value)
+        if not {"families", "candidates"} <= set(info.data):  # mistakes of their own
+            return given
+        families, candidates = info.data["families"], info.data["candidates"]
+        if candidates is not None:
+            return _among(given, candidates)
+        return _default_reference(families) if given is None else _of_family(given, families)
 
     @field_validator("alpha", mode="before")
     @classmethod
@@ -189,13 +202,18 @@ class SolverConfig(_Section):
             budgets.append("accordion")
         if len(budgets) > 1:
             raise ValueError(f"at most one budget may be given, got {', '.join(budgets)}")
+        if self.reference is None and budgets in ([], ["alpha"], ["accordion"]):
+            raise ValueError(
+                "candidates without a reference leave no error to spend: set solver.reference to one of them, or give "
+                "another budget (relative_error, bytes or ratio)"
+            )
         if self.window + self.lag > self.interval:
             raise ValueError(f"window + lag must be at most interval ({self.interval}), got {self.window} + {self.lag}")
         return self
 
     @field_serializer("reference")
-    def _write_reference(self, value: Choice) -> str:
-        return str(value)
+    def _write_reference(self, value: Choice | None) -> str | None:
+        return None if value is None else str(value)
 
     @field_serializer("candidates")
     def _write_candidates(self, value: tuple[Choice, ...] | None) -> list[str] | None:
@@ -226,6 +244,37 @@ def _positive(value: Any) -> float:
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"must be a number above 0, got {value!r}")
     return float(value)
+
+
+_REFERENCES = {
+    "lowrank": parse("lowrank(rank=32, factors=int8)"),
+    "quantize": parse("quantize(bits=4, block=512)"),
+    "topk": parse("topk"),
+    "randomk": parse("randomk"),
+}
+"""By family, the reference where none is given; the first whose family may be chosen counts."""
+
+
+def _default_reference(families: Sequence[str]) -> Choice:
+    found = next((reference for family, reference in _REFERENCES.items() if family in families), None)
+    if found is None:
+        raise ValueError("families of dense alone leave nothing to choose; name another codec, or leave the solver out")
+    return found
+
+
+def _of_family(reference: Choice, families: Sequence[str]) -> Choice:
+    if reference.codec not in families:
+        raise ValueError(
+            f"{reference} is not of families ({', '.join(families)}), which are all that may be chosen; add "
+            f"{reference.codec} to them, or give a reference of theirs"
+        )
+    return reference
+
+
+def _among(reference: Choice | None, candidates: Sequence[Choice]) -> Choice | None:
+    if reference is not None and reference not in candidates:
+        raise ValueError(f"{reference} is not among candidates, which are all that may be chosen; add it to them")
+    return reference
 
 
 def _read_choice(value: object) -> Choice:

@@ -271,6 +271,7 @@ class State:
     def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
         """Learns the layers from DDP and starts the engine; collective."""
         self._group = ddp.process_group
+        _check_record(self.config)
         self._binding = Binding(ddp, self.config, scaler, self._faults)
         _open_states.add(self)
         if self._pending is not None:
@@ -292,6 +293,24 @@ class State:
         assert self._binding is not None, "bound just now"
         future: torch.futures.Future[torch.Tensor] = self._binding.engine.run(bucket)
         return future
+
+
+def _check_record(config: Config) -> None:
+    """Refuses a record that another state writes: each would set the other's lines and tables aside.
+
+    On every rank alike: which states are live does not depend on when the garbage collector has last run.
+    """
+    if config.recorded_at is None:
+        return
+    for _ in range(2):
+        paths = [state.config.recorded_at for state in _open_states if not state._closed]
+        if config.recorded_at not in paths:
+            return
+        gc.collect()  # a state that was dropped does not count
+    raise ValueError(
+        f'config key solver.record: another state in this process records to "{config.recorded_at}"; give each '
+        "a path of its own, in a folder of its own, or close() the other one first"
+    )
 
 
 def _ddp_of(state: State) -> DistributedDataParallel:

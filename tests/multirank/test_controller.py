@@ -229,6 +229,28 @@ def test_a_recorded_run_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     assert run(2, _recorded, str(tmp_path), True) == first
 
 
+def _one_record(rank: int, world_size: int, folder: str) -> None:
+    settings = config(record=str(Path(folder) / "record.jsonl"))
+    first = lgreco.attach(make(), settings)
+    with pytest.raises(
+        ValueError, match=r"another state in this process records to \".*record.jsonl\"; give each a path"
+    ):
+        lgreco.attach(make(), config(record=str(Path(folder) / "." / "record.jsonl")))
+    for other in (config(record=str(Path(folder) / "other" / "record.jsonl")), config()):
+        lgreco.attach(make(), other).close()
+    first.close()
+    lgreco.attach(make(), settings)  # dropped at once, with its module
+    ddp = make()
+    last = lgreco.attach(ddp, settings)
+    train(ddp, rank, range(2))
+    last.close()
+
+
+def test_a_record_is_written_by_one_state_at_a_time(tmp_path: Path) -> None:
+    """Two would set each other's lines aside and overwrite each other's tables."""
+    run(2, _one_record, str(tmp_path))
+
+
 def _other_model(rank: int, world_size: int, folder: str) -> None:
     ddp = make(lambda: nn.Sequential(nn.Linear(96, 100)))
     with pytest.raises(
@@ -358,3 +380,52 @@ def _one_rank(rank: int, world_size: int) -> Any:
 
 def test_one_rank_needs_no_solver() -> None:
     assert run(1, _one_rank) == [True]
+
+
+def _owed(rank: int, world_size: int, saved: Any, settings: dict[str, Any]) -> Any:
+    """Whether residuals are there: as loaded, and after a step."""
+    ddp, owed = make(), []
+    state = lgreco.attach(ddp, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state.load_state_dict(saved)
+    for step in (10, 11):
+        parts = state.state_dict()["residuals"].values()
+        owed.append(
+            any(side is not None and bool(side.any()) for part in parts for side in (part["sender"], part["owner"]))
+        )
+        train(ddp, rank, [step])
+    state.close()
+    return owed
+
+
+def test_a_config_that_offers_less_comes_before_the_checkpoint() -> None:
+    """At once, where nothing is left to measure too; what is offered as before keeps its choice."""
+    saved = run(2, _gathered)[0]
+    before = {
+        name: saved["solver"]["choices"][column]
+        for name, column in zip(saved["solver"]["layers"], saved["solver"]["plans"][-1][1], strict=True)
+    }
+    dense = "dense(dtype=fp32)"
+    assert dense not in matrices(before)
+
+    for settings in ({**config(alpha=0.7), "layers": {"*": dense}}, config(alpha=0.7, memory=0)):
+        loaded, final, _, said = same_on_all_ranks(run(2, _elsewhere, saved, settings))
+        assert set(loaded.values()) == set(final.values()) == {dense}
+        assert len(said) == 1
+        assert "the config no longer offers what the checkpoint's plans give 3 of 9 layers" in said[0]
+
+    assert same_on_all_ranks(run(2, _owed, saved, {**config(alpha=0.7), "layers": {"*": dense}})) == [True, False]
+
+    pinned = {**config(alpha=0.7, average=2), "layers": {"wide.weight": dense}}
+    loaded, final, _, said = same_on_all_ranks(run(2, _elsewhere, saved, pinned))
+    assert loaded == {**before, "wide.weight": dense}
+    assert final["wide.weight"] == dense
+    assert len(said) == 1
+    assert "give 1 of 9 layers" in said[0]
+
+    limited = config(alpha=0.7, ceiling={"*": "lowrank(rank=2)"}, floor={"*": "quantize(bits=8)"})
+    loaded, final, *_ = same_on_all_ranks(run(2, _elsewhere, saved, limited))
+    allowed = {"lowrank(rank=2, factors=int8)", "quantize(bits=8, block=512)", "dense(dtype=bf16)", dense}
+    assert matrices(loaded) == {"lowrank(rank=2, factors=int8)"}
+    assert matrices(final) <= allowed

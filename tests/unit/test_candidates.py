@@ -74,6 +74,19 @@ def test_the_reference_plan_takes_what_is_nearest_or_dense() -> None:
     assert offered(only, "thin") == [Dense()]
 
 
+def test_nothing_is_offered_but_what_is_listed() -> None:
+    """But dense, where nothing that is listed applies."""
+    alone = offers_of(families=["quantize"], reference=None)
+    assert {type(choice) for choice in offered(alone, "embedding")} == {Quantize}
+    assert alone.plan(alone.reference, "reference")["embedding"] == Quantize(bits=4)
+    listed = [parse("topk(density=0.01)"), parse("topk(density=0.1)")]
+    sparse = offers_of(candidates=listed, reference=None, ratio=20)
+    assert offered(sparse, "embedding") == listed
+    assert sparse.plan(sparse.reference, "reference")["embedding"] == listed[1]
+    half = offers_of(families=["lowrank", "dense"], reference="dense(dtype=fp16)")
+    assert half.plan(half.reference, "reference")["embedding"] == Dense("fp16")
+
+
 def test_patterns_pin_and_limits_hold() -> None:
     offers = offers_of(
         {"layers": {"head": "quantize(bits=5, block=32)"}},
@@ -86,6 +99,20 @@ def test_patterns_pin_and_limits_hold() -> None:
     assert min(c.rank for c in offered(offers, "conv") if isinstance(c, LowRank)) == 4
     with pytest.raises(ValueError, match=r'pattern "nothing\*" of config key solver.floor matches no layer'):
         offers_of(floor={"nothing*": "lowrank(rank=2)"})
+
+
+def test_a_floor_above_a_ceiling_is_refused() -> None:
+    """Of the same layer and codec; of a layer that is pinned it says nothing."""
+    low, high = "lowrank(rank=4)", "lowrank(rank=8)"
+    with pytest.raises(
+        ValueError,
+        match=r'layer "conv": its floor lowrank\(rank=8, .*\(pattern "c\*" of config key solver.floor\) is above its '
+        r'ceiling lowrank\(rank=4, .*\(pattern "\*" of solver.ceiling\)',
+    ):
+        offers_of(floor={"c*": high}, ceiling={"*": low})
+    for floor, ceiling in ((low, high), (low, low), ("quantize(bits=8)", low)):
+        assert len(offered(offers_of(floor={"c*": floor}, ceiling={"*": ceiling}), "conv")) > 2
+    offers_of({"layers": {"conv": "dense"}}, floor={"conv": high}, ceiling={"*": low})
 
 
 def test_the_memory_ceiling_keeps_layers_exact() -> None:

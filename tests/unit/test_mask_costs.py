@@ -105,7 +105,8 @@ def test_factors_of_a_kept_matrix_cost_what_a_layer_of_its_shape_costs(factors: 
 
 def test_no_rank_above_a_kept_matrix_is_offered() -> None:
     thin = dataclasses.replace(WHOLE, kept=1200, kept_matrix=(4, 300))
-    made = offers_of(thin, candidates=[f"lowrank(rank={rank}, factors=int2)" for rank in (2, 4, 5, 8)])
+    ranks = [f"lowrank(rank={rank}, factors=int2)" for rank in (2, 4, 5, 8)]
+    made = offers_of(thin, candidates=ranks, reference=ranks[-1])
     there = [made.choices[column] for column in np.flatnonzero(made.offered[0])]
     assert [choice.rank for choice in there if isinstance(choice, LowRank)] == [2, 4]
     wide = offers_of(MATRIX)

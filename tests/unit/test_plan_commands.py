@@ -238,6 +238,32 @@ def test_solve_refuses_in_one_line(table: Path, calls: list[Any], options: list[
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_solve_takes_the_last_table_of_a_run(tmp_path: Path, calls: list[Any], as_folder: bool) -> None:
+    """Not one that an earlier run has left there, whatever its step."""
+    path = tmp_path / "record.jsonl"
+    write_run(path, layers=SMALL, solves=2)
+    first, last = read(path).solves
+    with Recorder(path) as recorder:
+        recorder.start(read(path).start)
+        for solve in (first, last):
+            recorder.solve(dataclasses.replace(solve, table=f"table-{solve.step}.json"))
+    for step in (first.step, last.step, 900):
+        error_table(step, layers=SMALL).save(tmp_path / f"table-{step}.json")
+    result = run("plan", "solve", tmp_path if as_folder else path, "--bytes", "1e9")
+    assert result.exit_code == 0, result.output
+    assert f"table-{last.step}.json" in result.output
+
+
+def test_solve_says_that_a_folder_has_no_table(tmp_path: Path, calls: list[Any]) -> None:
+    result = run("plan", "solve", tmp_path)
+    assert (result.exit_code, "holds no record.jsonl" in result.output) == (1, True)
+    write_run(tmp_path / "record.jsonl", layers=SMALL, solves=1)
+    result = run("plan", "solve", tmp_path)
+    assert result.exit_code == 1
+    assert "no table of this record lies beside it; name a table-STEP.json" in result.output
+
+
 def test_solve_refuses_a_damaged_table(table: Path, calls: list[Any]) -> None:
     table.write_text(table.read_text()[:-40])
     result = run("plan", "solve", table)

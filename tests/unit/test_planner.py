@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -200,6 +201,22 @@ def test_tables_are_averaged() -> None:
     assert decisions[0].table.tables == 2
     third = planner.decide(rows(), (-1,) * 3, made.reference, 200, 210)
     assert third.table.squared_errors[2, 1] == pytest.approx(5)
+
+
+def test_saved_tables_of_other_offers_are_left_out() -> None:
+    """Averaged with the next table, they would offer again what the config has taken away."""
+    made, settings = offers(), SolverConfig(average=2)
+    planner = Planner(made, settings, 4)
+    planner.decide(rows(), (-1,) * 3, made.reference, 0, 10)
+    offered = made.offered.copy()
+    offered[1, 2] = False  # what the planner chose there
+    less = dataclasses.replace(made, offered=offered, costs=np.where(offered, made.costs, np.nan))
+    resumed = Planner(less, settings, 4)
+    resumed.load(planner.state())
+    decision = resumed.decide(rows(), (-1,) * 3, less.reference, 100, 110)
+    assert decision.table.tables == 1
+    assert (decision.table.offered == offered).all()
+    assert decision.columns[1] != 2
 
 
 def test_same_rows_same_plan() -> None:

@@ -6,10 +6,13 @@ import itertools
 import math
 import threading
 import time
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -352,6 +355,35 @@ def test_problems_that_are_none_are_refused(
     for method in METHODS:
         with pytest.raises(ValueError, match=message):
             solve(errors, costs, budget, method)
+
+
+@pytest.mark.parametrize(
+    ("errors", "costs", "budget", "message"),
+    [
+        (np.array(TWO[0]) * 1j, TWO[1], 5.0, r"^errors must be real numbers, got complex128$"),
+        (TWO[0], [["1", "2"]] * 2, 5.0, r"^costs must be real numbers, got <U1$"),
+        ([[1.0], [1.0, 2.0]], TWO[1], 5.0, r"^errors cannot be read as numbers: "),
+        (TWO[0], [[1.0, object()]] * 2, 5.0, r"^costs cannot be read as numbers: "),
+        (torch.tensor(TWO[0], requires_grad=True), TWO[1], 5.0, r"^errors cannot be read as numbers: .*detach\(\)"),
+        (TWO[0], torch.tensor(TWO[1], dtype=torch.bfloat16), 5.0, r"^costs cannot be read as numbers: .*BFloat16"),
+        (*TWO, True, r"^(cost_)?budget must be real numbers, got True$"),
+        (*TWO, "3", r"^(cost_)?budget must be real numbers, got '3'$"),
+        (*TWO, 1j, r"^(cost_)?budget must be real numbers, got 1j$"),
+        (*TWO, [1.0, 2.0], r"^(cost_)?budget must be one number, got \[2\]$"),
+    ],
+)
+def test_what_is_no_real_number_is_refused(errors: Any, costs: Any, budget: Any, message: str) -> None:
+    for solver in (solve, minimise_error):
+        with pytest.raises(ValueError, match=message):
+            solver(errors, costs, budget)
+
+
+def test_tables_may_be_tensors_or_exact_numbers() -> None:
+    plain = solve(*TWO, 3.0)
+    halves = [[Fraction(value) for value in row] for row in TWO[0]]
+    turned = np.array(TWO[0]).T.copy().T
+    for errors, budget in ((torch.tensor(TWO[0]), torch.tensor(3.0)), (halves, Fraction(3)), (turned, 3)):
+        assert solve(errors, TWO[1], budget).choices.tolist() == plain.choices.tolist()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ warmup_steps: 20
 solver:
   reference: "lowrank(rank=4, factors=int6)"
   families: [lowrank, topk]
-  candidates: ["quantize(bits=2)", "topk(density=0.01)"]
+  candidates: ["quantize(bits=2)", "lowrank(rank=4, factors=int6)", "topk(density=0.01)"]
   alpha: [[0, 1], [100, 2.5]]
   norm: l2
   family_weights: {topk: 4}
@@ -43,7 +43,7 @@ def test_every_key_is_read_from_yaml_and_written_back(tmp_path: Path) -> None:
     solver = config.solver
     assert solver is not None
     assert solver.reference == parse("lowrank(rank=4, factors=int6)")
-    assert solver.candidates == (parse("quantize(bits=2)"), parse("topk(density=0.01)"))
+    assert solver.candidates == (parse("quantize(bits=2)"), solver.reference, parse("topk(density=0.01)"))
     assert solver.alpha == ((0, 1.0), (100, 2.5))
     assert solver.floor == (("*", parse("lowrank(rank=2)")),)
     assert Config.load(config.to_dict()) == config
@@ -61,8 +61,50 @@ def test_the_default_reference_is_the_one_that_users_read_of() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "reference"),
+    [
+        ({"families": ["quantize", "lowrank"]}, "lowrank(rank=32, factors=int8)"),
+        ({"families": ["dense", "topk", "quantize"], "ratio": 12}, "quantize(bits=4, block=512)"),
+        ({"families": ["randomk", "topk"]}, "topk(density=0.01)"),
+        ({"families": ["randomk"], "reference": None}, "randomk(density=0.01)"),
+        ({"families": ["dense"], "reference": "dense(dtype=bf16)"}, "dense(dtype=bf16)"),
+        (
+            {"families": ["topk"], "candidates": ["quantize(bits=2)"], "reference": "quantize(bits=2)"},
+            "quantize(bits=2)",
+        ),
+    ],
+)
+def test_the_reference_is_of_what_may_be_chosen(settings: dict[str, Any], reference: str) -> None:
+    config = Config.load({"solver": settings})
+    assert config.solver is not None
+    assert config.solver.reference == parse(reference)
+    assert Config.load(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("budget", [{"relative_error": 0.3}, {"bytes": 5000}, {"ratio": 20}])
+def test_candidates_need_no_reference_where_the_budget_needs_none(budget: dict[str, Any]) -> None:
+    config = Config.load({"solver": {"candidates": ["topk(density=0.01)", "topk(density=0.1)"], **budget}})
+    assert config.solver is not None
+    assert config.solver.reference is None
+    assert Config.load(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"families": ["dense"]}, "reference: families of dense alone leave nothing to choose"),
+        (
+            {"families": ["quantize", "topk"], "reference": "lowrank(rank=8)"},
+            r"reference: lowrank\(rank=8, factors=int8\) is not of families \(quantize, topk\).*add lowrank to them",
+        ),
+        (
+            {"candidates": ["topk(density=0.1)"], "reference": "topk(density=0.01)"},
+            r"reference: topk\(density=0.01.*\) is not among candidates, which are all.*; add it to them",
+        ),
+        *(
+            ({"candidates": ["topk(density=0.1)"], **budget}, "candidates without a reference.*set solver.reference to")
+            for budget in ({}, {"alpha": 2.0}, {"accordion": {}})
+        ),
         ({"alpha": -1}, "solver: alpha: must be a number above 0, got -1"),
         ({"alpha": "fast"}, r"alpha: must be a number above 0 or a list of \[step, alpha\], got 'fast'"),
         ({"alpha": [[5, 1], [5, 2]]}, "steps must rise, got 5 after 5"),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lgreco import norm
 from lgreco.error_table import ErrorTable
-from lgreco.pattern import matches
+from lgreco.pattern import rule_for
 from lgreco.ring import ring_share
 from lgreco.solver_config import Accordion, Schedule, SolverConfig
 
@@ -105,8 +105,8 @@ def total(values: Array, columns: Sequence[int]) -> float:
 def _layer_weights(table: ErrorTable, settings: SolverConfig) -> Array:
     return np.array(
         [
-            next((weight for pattern, weight in settings.layer_weights if matches(layer.name, pattern)), 1.0)
-            for layer in table.layers
+            1.0 if rule is None else rule[1]
+            for rule in (rule_for(layer.name, settings.layer_weights) for layer in table.layers)
         ]
     )
 

@@ -14,9 +14,9 @@ from lgreco.choice import Choice, Dense, LowRank, Quantize, RandomK, TopK
 from lgreco.config import Config
 from lgreco.family import in_order, scale_of, strength
 from lgreco.layer import ELEMENT_BYTES, LayerInfo
-from lgreco.pattern import matches
+from lgreco.pattern import matches, rule_for
 from lgreco.plan import Plan, PlannedLayer, wire_bytes
-from lgreco.solver_config import Rule, SolverConfig
+from lgreco.solver_config import SolverConfig
 
 _RANK_STEPS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0)
 _BITS = (2, 3, 4, 6, 8)
@@ -109,8 +109,7 @@ def default_candidates(reference: Choice | None, families: Iterable[str]) -> lis
 
 def is_free(config: Config, layer: LayerInfo) -> bool:
     """Whether the solver decides: neither a pattern of the config nor the layer's size does."""
-    matched = any(matches(layer.name, pattern) for pattern, _ in config.layers)
-    return not matched and len(layer.shape) > 1 and layer.numel >= config.min_numel
+    return rule_for(layer.name, config.layers) is None and len(layer.shape) > 1 and layer.numel >= config.min_numel
 
 
 def make_offers(settings: SolverConfig, plan: Plan, free: Sequence[bool], world_size: int, residual: str) -> Offers:
@@ -181,19 +180,15 @@ def _prices(world_size: int) -> Callable[[LayerInfo, Choice], float]:
 
 
 def _within_limits(choice: Choice, layer: LayerInfo, settings: SolverConfig) -> bool:
-    floor, ceiling = _limit(settings.floor, layer), _limit(settings.ceiling, layer)
+    floor, ceiling = rule_for(layer.name, settings.floor), rule_for(layer.name, settings.ceiling)
     if floor is not None and floor[1].codec == choice.codec and strength(choice) < strength(floor[1]):
         return False
     return ceiling is None or ceiling[1].codec != choice.codec or strength(choice) <= strength(ceiling[1])
 
 
-def _limit(rules: Iterable[Rule], layer: LayerInfo) -> Rule | None:
-    return next((rule for rule in rules if matches(layer.name, rule[0])), None)
-
-
 def _check_limits(settings: SolverConfig, layer: LayerInfo) -> None:
     """Refuses limits that leave nothing of a codec: the layer would be dense, or of another codec, unnoticed."""
-    floor, ceiling = _limit(settings.floor, layer), _limit(settings.ceiling, layer)
+    floor, ceiling = rule_for(layer.name, settings.floor), rule_for(layer.name, settings.ceiling)
     if floor is None or ceiling is None or floor[1].codec != ceiling[1].codec:
         return
     if strength(floor[1]) > strength(ceiling[1]):

@@ -38,7 +38,8 @@ class Config(BaseModel):
         transport: what carries messages on the CPU: c10d (Gloo), or mpi where mpirun started the ranks.
         min_numel: layers with fewer elements, and 1-D layers, are dense unless a pattern of `layers` matches them.
         default: choice of every other layer.
-        layers: (pattern, choice) in order, the first match wins; written as a mapping in YAML and dicts.
+        layers: (pattern, choice) in order, a layer's very name wins, else the first match; written as a mapping in YAML
+            and dicts. A `Plan` will do: `Config(layers=plan)` pins what it gives every layer.
         auto: at attach, measure what exchanges take on these hosts (kept for a day, `python -m lgreco calibrate`) and
             leave averaging to torch's bf16 hook or to DDP as it is where lgreco's exchange would not be faster; layers
             that are faster dense are dense, and a `solver` makes plans of least exposed time instead of fewest bytes.

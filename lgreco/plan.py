@@ -15,7 +15,7 @@ from lgreco import _C
 from lgreco.choice import Choice, Dense, LowRank, parse
 from lgreco.config import Config
 from lgreco.layer import LayerInfo, kept_matrix_from
-from lgreco.pattern import matches
+from lgreco.pattern import matches, rule_for
 from lgreco.yaml_mapping import parse_yaml_mapping
 
 FORMAT_VERSION = 1
@@ -108,9 +108,10 @@ class Plan(Mapping[str, Choice]):
 def resolve(config: Config, layers: Sequence[LayerInfo]) -> Plan:
     """Gives each layer its choice.
 
-    The first pattern that matches a layer's name decides (fnmatch, case counts). Where none does, 1-D layers and those
-    below `config.min_numel` elements are dense (fp32), every other gets `config.default`. No layer gets a choice that
-    would send more bytes than dense, such as a rank above the matrix's own: it stays dense, and `because` says so.
+    A layer's very name decides, else the first pattern that matches it (fnmatch, case counts). Where none does, 1-D
+    layers and those below `config.min_numel` elements are dense (fp32), every other gets `config.default`. No layer
+    gets a choice that would send more bytes than dense, such as a rank above the matrix's own: it stays dense, and
+    `because` says so.
 
     Raises:
         ValueError: for a pattern that matches no layer (lists close names), or a name given twice.
@@ -156,9 +157,9 @@ def _planned(config: Config, layer: LayerInfo) -> PlannedLayer:
 
 
 def _wanted(config: Config, layer: LayerInfo) -> PlannedLayer:
-    for pattern, choice in config.layers:
-        if matches(layer.name, pattern):
-            return PlannedLayer(layer, choice, f'pattern "{pattern}"')
+    rule = rule_for(layer.name, config.layers)
+    if rule is not None:
+        return PlannedLayer(layer, rule[1], f'pattern "{rule[0]}"')
     if len(layer.shape) <= 1:
         return PlannedLayer(layer, Dense(), "1-D" if layer.shape else "scalar")
     if layer.numel < config.min_numel:

@@ -79,7 +79,8 @@ class SolverConfig(_Section):
         norm: how layers' errors add up: `adam`, squared L2 distances over the root mean square of the layer's gradient;
             `squared`, squared L2 distances; `l2`, L2 distances as in the paper.
         family_weights: codec -> factor on its errors.
-        layer_weights: pattern -> factor on the errors of layers that match; the first match wins.
+        layer_weights: pattern -> factor on the errors of layers that match; here and below a layer's very name wins,
+            else the first match.
         floor: pattern -> choice; weaker choices of the same codec are not offered there.
         ceiling: pattern -> choice; stronger choices of the same codec are not offered there.
         memory: bytes of residuals a parameter that a rank may hold; layers are kept dense until they fit.

@@ -15,7 +15,7 @@ from rich.console import Console
 from lgreco.choice import Choice, parse
 from lgreco.config import Config
 from lgreco.layer import LayerInfo, layer_of
-from lgreco.plan import Plan, resolve
+from lgreco.plan import Plan, PlannedLayer, resolve
 from lgreco.plan_table import plan_table
 
 DEFAULT = parse("quantize(bits=4, block=512)")
@@ -63,7 +63,7 @@ def test_the_first_pattern_wins_and_patterns_reach_small_layers_too() -> None:
         layers={
             "blocks.?.norm.*": "quantize(bits=8)",
             "*.weight": "quantize(bits=2)",
-            "blocks.0.gate.weight": "dense(dtype=bf16)",
+            "blocks.0.gate.*": "dense(dtype=bf16)",
         }
     )
     plan = resolve(config, LAYERS)
@@ -97,6 +97,18 @@ def test_a_name_that_reads_as_a_pattern_means_itself() -> None:
         str(Config().default),
         "topk(density=0.1)",
     ]
+
+
+def test_a_layers_very_name_comes_before_patterns() -> None:
+    """Wherever it stands, and where it is itself a pattern: a plan that names every layer is pinned as it is."""
+    layers = [LayerInfo(name, (128, 128), "fp32") for name in ("heads.b*.weight", "heads.bc.weight", "body")]
+    plan = resolve(Config(layers={"heads.*": "dense", "heads.bc.weight": "quantize(bits=8)"}), layers)
+    assert [str(plan[layer.name].codec) for layer in layers] == ["dense", "quantize", "quantize"]
+    choices = ("quantize(bits=2)", "lowrank(rank=4)", "dense(dtype=bf16)")
+    saved = Plan(PlannedLayer(layer, parse(choice), "") for layer, choice in zip(layers, choices, strict=True))
+    pinned = Config(layers=Plan.from_yaml(saved.to_yaml()))
+    assert resolve(pinned, layers) == saved
+    assert Config.load(pinned.to_dict()) == pinned
 
 
 def test_a_pattern_for_a_model_without_layers_is_refused() -> None:

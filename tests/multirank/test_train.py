@@ -210,9 +210,10 @@ def test_accumulation_bf16_and_no_clipping_train_too(config: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_rank_names_a_mistake_since_the_launcher_ends_the_others(config: Path, rank: int) -> None:
+    ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     job = subprocess.run(
         [sys.executable, str(REPOSITORY / "launch" / "train.py"), "--config", str(config), "--set", "train.stepz=3"],
-        env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+        env={**os.environ, **ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -18,7 +18,8 @@ CONFIG = everything("quantize(bits=4, block=128)")
 LIMIT_S = 6.0
 
 
-def _threads_and_sockets() -> tuple[int, int]:
+def threads_and_sockets() -> tuple[int, int]:
+    """Of this process, now."""
     sockets = 0
     for entry in os.listdir("/proc/self/fd"):
         try:
@@ -31,15 +32,15 @@ def _threads_and_sockets() -> tuple[int, int]:
 def _attach_and_close(rank: int, world_size: int) -> None:
     models = [make() for _ in range(3)]  # kept: DDP's reducer holds the hook, and with it the engine
     loss_of(models[0], batch_of(rank, 0)).backward()  # what DDP and torch start once
-    before = _threads_and_sockets()
+    before = threads_and_sockets()
     for ddp in models:
         state = lgreco.attach(ddp, CONFIG)
         train(ddp, rank, range(2))
-        held = _threads_and_sockets()
+        held = threads_and_sockets()
         assert all(more > less for more, less in zip(held, before, strict=True)), (held, before)
         state.close()
         state.close()
-        assert eventually(lambda: _threads_and_sockets() == before), (_threads_and_sockets(), before)
+        assert eventually(lambda: threads_and_sockets() == before), (threads_and_sockets(), before)
     with pytest.raises(RuntimeError, match=r"gather\(\) asks all ranks, so it comes before close\(\)"):
         state.gather()
     with pytest.raises(RuntimeError, match=r"was closed \(state.close\(\)\)"):
@@ -69,10 +70,10 @@ def test_close_after_the_default_group_was_destroyed() -> None:
 
 def _refused(rank: int, world_size: int) -> None:
     ddp = make()
-    before = _threads_and_sockets()
+    before = threads_and_sockets()
     with pytest.raises(ValueError, match="disagree on seed"):
         lgreco.attach(ddp, {**CONFIG, "seed": rank})
-    assert eventually(lambda: _threads_and_sockets() == before), (_threads_and_sockets(), before)
+    assert eventually(lambda: threads_and_sockets() == before), (threads_and_sockets(), before)
 
 
 def test_a_refused_attach_leaves_nothing() -> None:
@@ -82,7 +83,7 @@ def test_a_refused_attach_leaves_nothing() -> None:
 
 def _survive_and_close(rank: int, world_size: int) -> Any:
     ddp = make(bucket_cap_mb=0.05)
-    before = _threads_and_sockets()
+    before = threads_and_sockets()
     state = lgreco.attach(ddp, CONFIG)
     train(ddp, rank, range(2))
     say("going")
@@ -91,7 +92,7 @@ def _survive_and_close(rank: int, world_size: int) -> Any:
     begin = time.monotonic()
     state.close()
     seconds = time.monotonic() - begin
-    assert eventually(lambda: all(now <= then for now, then in zip(_threads_and_sockets(), before, strict=True)))
+    assert eventually(lambda: all(now <= then for now, then in zip(threads_and_sockets(), before, strict=True)))
     return seconds
 
 

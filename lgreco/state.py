@@ -18,6 +18,7 @@ from lgreco import masks as masking
 from lgreco.auto import Way
 from lgreco.binding import Binding
 from lgreco.config import Config
+from lgreco.controller import join_abandoned
 from lgreco.plan import Plan
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
@@ -26,7 +27,8 @@ _open_states: weakref.WeakSet[State] = weakref.WeakSet()
 class State:
     """The compressed exchange of one DDP module.
 
-    `lgreco.attach` makes one. In DDP's conventional form it is made first and learns the layers at the first bucket:
+    DDP holds it; once neither DDP nor anybody else does, what it runs ends, as if it were closed. `lgreco.attach` makes
+    one. In DDP's conventional form it is made first and learns the layers at the first bucket:
 
         state = lgreco.State(config, process_group=None)
         ddp.register_comm_hook(state, lgreco.hook)
@@ -50,6 +52,7 @@ class State:
         self._pending: Mapping[str, Any] | None = None
         self._pending_masks: dict[str, torch.Tensor] = {}
         self._closed = False
+        self._finalizer: weakref.finalize[[], State] | None = None
         self._faults: Any = None
 
     @property
@@ -265,6 +268,8 @@ class State:
         if self._closed:
             return
         self._closed = True
+        if self._finalizer is not None:
+            self._finalizer.detach()
         if self._binding is not None:
             self._binding.close()
 
@@ -272,6 +277,8 @@ class State:
         """Learns the layers from DDP and starts the engine; collective."""
         self._group = ddp.process_group
         self._binding = Binding(ddp, self.config, scaler, self._faults)
+        self._finalizer = weakref.finalize(self, self._binding.abandon)
+        self._finalizer.atexit = False  # at exit, states that are left are closed
         _open_states.add(self)
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -306,3 +313,4 @@ def _ddp_of(state: State) -> DistributedDataParallel:
 def _close_all() -> None:
     for state in list(_open_states):
         state.close()
+    join_abandoned()

@@ -130,7 +130,11 @@ class State:
 
         Returns:
             Plain containers and tensors, so that torch.load(weights_only=True) reads it back.
+
+        Raises:
+            RuntimeError: after `close`.
         """
+        self._check_open("state_dict() reads what close() releases, so it comes before close()")
         bound = self._binding
         if bound is None:
             return checkpoint.pack(None, self.config, [], {}, self.rank, self.world_size, None)
@@ -150,8 +154,7 @@ class State:
         Raises:
             RuntimeError: after `close`.
         """
-        if self._closed:
-            raise RuntimeError("the state was closed; gather() asks all ranks, so it comes before close()")
+        self._check_open("gather() asks all ranks, so it comes before close()")
         states: list[Any] = [self.state_dict()] * self.world_size
         group = None if self._binding is None else self._binding.cpu_group
         if group is not None:  # else nothing was exchanged, and every rank's state is empty alike
@@ -171,7 +174,9 @@ class State:
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.
+            RuntimeError: after `close`.
         """
+        self._check_open("load_state_dict() needs one that runs: wrap the model in DDP anew and attach to that")
         checkpoint.check(state)
         bound = self._binding
         verdict = None if bound is None else bound.verdict
@@ -225,9 +230,11 @@ class State:
         Raises:
             ValueError: on every rank, and nothing has changed: for a name, shape or dtype that does not fit, or masks
                 that differ between ranks; names the layers and the ranks.
+            RuntimeError: after `close`.
         """
         if not self.registered:
             return
+        self._check_open("set_masks() changes what is exchanged, so it comes before close()")
         bound = self._binding
         if bound is None:  # the layers are not known yet
             self._pending_masks.update({name: mask.clone() for name, mask in masks.items()})
@@ -273,6 +280,10 @@ class State:
         if self._binding is not None:
             self._binding.close()
 
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"the state was closed; {what}")
+
     def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
         """Learns the layers from DDP and starts the engine; collective."""
         self._group = ddp.process_group
@@ -293,6 +304,7 @@ class State:
 
     def _run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self._binding is None:
+            self._check_open("no backward may follow")
             if self.config.auto:
                 raise ValueError("auto decides before a hook is registered: use lgreco.attach(ddp, config)")
             self._bind(_ddp_of(self))

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from ranks import Ranks, eventually, run, say
 from training import batch_of, everything, loss_of, make, train
@@ -51,6 +52,36 @@ def _attach_and_close(rank: int, world_size: int) -> None:
 def test_close_leaves_neither_threads_nor_connections() -> None:
     """After close(), called twice, a process holds what it held before attach, and DDP's group still works."""
     run(3, _attach_and_close)
+
+
+def _use_after_close(rank: int, world_size: int, config: dict[str, Any]) -> None:
+    ddp = make()
+    state = lgreco.attach(ddp, config)
+    train(ddp, rank, range(2))
+    saved, weight = state.state_dict(), ddp.module.wide.weight
+    state.close()
+    with pytest.raises(RuntimeError, match=r"the state was closed; state_dict\(\) .* so it comes before close\(\)"):
+        state.state_dict()
+    with pytest.raises(RuntimeError, match=r"the state was closed; set_masks\(\) .* so it comes before close\(\)"):
+        state.set_masks({"wide.weight": torch.ones_like(weight, dtype=torch.bool).tril()})
+    with pytest.raises(RuntimeError, match=r"the state was closed; load_state_dict\(\) .* attach to that"):
+        state.load_state_dict(saved)
+    assert state.stats()["steps"] == (2 if world_size > 1 else 0)
+    assert state.plan["wide.weight"] is not None
+
+    conventional = make()
+    early = lgreco.State(config, conventional.process_group)
+    conventional.register_comm_hook(early, lgreco.hook)
+    early.close()
+    with pytest.raises(RuntimeError, match="the state was closed; no backward may follow"):
+        loss_of(conventional, batch_of(rank, 0)).backward()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("config", [CONFIG, {"solver": {}}], ids=["quantize", "solver"])
+def test_a_closed_state_says_what_to_do(config: dict[str, Any], world_size: int) -> None:
+    """What needs a running exchange names itself and close(); counters and plan can still be read."""
+    run(world_size, _use_after_close, config)
 
 
 def _close_after_the_default_group(rank: int, world_size: int) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from lgreco.config import Config
 from lgreco.layer import LayerInfo
+
+_made: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
+"""How many groups were made of a group's ranks so far, the same on each of them."""
 
 
 def make_cpu_group(
     group: dist.ProcessGroup, purpose: str = "lgreco", ranks: Sequence[int] | None = None
 ) -> dist.ProcessGroup:
-    """A Gloo group of the same ranks and time limit, for lgreco's messages alone; collective over its ranks.
+    """A Gloo group of the same ranks and time limit, for lgreco's messages alone; collective over `group`.
+
+    dist.new_group would count it on these ranks alone; torch names later groups by that count, so the job's ranks would
+    no longer find each other in them. This one is counted nowhere but here, and ranks meet under `group`'s own name.
 
     Args:
         group: whose ranks and time limit it gets.
@@ -24,21 +32,30 @@ def make_cpu_group(
         ranks: those of the group's ranks that it has, ascending, this one among them; None: all.
     """
     everyone = dist.get_process_group_ranks(group)
-    made = dist.new_group(
-        ranks=everyone if ranks is None else [everyone[rank] for rank in ranks],
-        timeout=timeout_of(group),
-        backend="gloo",
-        use_local_synchronization=True,
-        group_desc=purpose,
-    )
-    assert isinstance(made, dist.ProcessGroup), "every rank of the group makes it"
+    members = range(len(everyone)) if ranks is None else ranks
+    count = _made.get(group, 0)
+    _made[group] = count + 1
+    name = f"{purpose}/{count}/{'_'.join(map(str, members))}"
+    store = dist.PrefixStore(name, c10d._world.pg_map[group][1])
+    place = members.index(dist.get_rank(group))
+    made = dist.ProcessGroup(store, place, len(members))
+    gloo = dist.ProcessGroupGloo(store, place, len(members), timeout=timeout_of(group))
+    made._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+    made._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
+    # What torch's collectives look up; names and counts of groups stay as they are.
+    c10d._world.pg_map[made] = ("gloo", store)
+    c10d._world.pg_group_ranks[made] = {everyone[member]: i for i, member in enumerate(members)}
     return made
 
 
 def leave_cpu_group(group: dist.ProcessGroup) -> None:
-    """Gives up the group that `make_cpu_group` made, its connections and threads; waits for no other rank."""
-    with contextlib.suppress(ValueError):  # it went before, with the default group
-        dist.destroy_process_group(group)
+    """Gives up the group that `make_cpu_group` made, its connections and threads; waits for no other rank.
+
+    They end with its last reference; the default group may have gone before.
+    """
+    c10d._world.pg_map.pop(group, None)
+    c10d._world.pg_group_ranks.pop(group, None)
+    group.shutdown()
 
 
 def timeout_of(group: dist.ProcessGroup) -> timedelta:

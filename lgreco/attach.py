@@ -33,7 +33,7 @@ def attach(
             the scale changes.
 
     Returns:
-        The state: plan, counters, checkpoints. DDP keeps the engine alive; the state may be dropped.
+        The state: plan, counters, checkpoints. DDP keeps it; it may be dropped, and ends with the model that is.
 
     Raises:
         ValueError: where the config or the model is not supported, or ranks disagree; says what, and what is allowed.

@@ -98,7 +98,18 @@ class Binding:
         """Stops what runs; waits for no lost rank."""
         if self.controller is not None:
             self.controller.close(int(self.engine.stats()["steps"]), self.engine.close)
-        elif self.engine is not None:
+        self._end_engine()
+
+    def abandon(self) -> None:
+        """Ends what runs for a module that is collected; asks nothing of the other ranks, which may still have it."""
+        controller, self.controller = self.controller, None  # which holds this until its thread has ended
+        if controller is not None:
+            controller.abandon(self._end_engine)
+        else:
+            self._end_engine()
+
+    def _end_engine(self) -> None:
+        if self.engine is not None:
             self.engine.close()
         self.leave_groups()
 

@@ -34,6 +34,15 @@ from lgreco.table_timing import TableTiming
 _PATIENCE_S = 5.0
 """How long `close` lets the thread finish what completed steps have left to do."""
 
+_abandoned: set[threading.Thread] = set()
+"""Threads that finish what collected models have left to do."""
+
+
+def join_abandoned() -> None:
+    """Lets the threads of collected models end, but not for long: at exit, where they may not be stopped midway."""
+    for thread in list(_abandoned):
+        thread.join(_PATIENCE_S)
+
 
 class Controller:
     """Plans of one engine; see the module. Methods other than the thread's may be called from any thread.
@@ -80,6 +89,8 @@ class Controller:
         self._progress = threading.Condition()
         self._failure: Exception | None = None
         self._warned = False
+        self._taking = threading.Lock()
+        self._end_engine: Callable[[], None] | None = None  # once the model was collected
         self._thread = threading.Thread(target=self._run, name="lgreco-controller", daemon=True)
 
     @property
@@ -160,6 +171,23 @@ class Controller:
         if not self._thread.is_alive():  # one that waits for a stalled peer ends with the process
             self._leave()
         self._log.close()
+
+    def abandon(self, end_engine: Callable[[], None]) -> None:
+        """Ends with a model that is collected, which each rank does at a time of its own, so it waits for no peer.
+
+        Where the thread is at work, it finishes that and ends the engine itself: the figures that it reads would go.
+        """
+        self._end_engine = end_engine
+        if not self._thread.is_alive():
+            end_engine()
+            self._finish()
+            return
+        _abandoned.add(self._thread)
+        if self._taking.acquire(blocking=False):
+            try:
+                end_engine()
+            finally:
+                self._taking.release()
 
     def state(self) -> dict[str, Any]:
         """Plain containers, the same on every rank; call `wait` before."""
@@ -268,16 +296,32 @@ class Controller:
         return table
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            if self._end_engine is not None:  # nobody closes this controller
+                self._finish()
+                _abandoned.discard(threading.current_thread())
+
+    def _work(self) -> None:
         failure = None
         try:
             while (gradients := self._port.next_gradients()) is not None:
-                self._take(gradients)
+                with self._taking:
+                    self._take(gradients)
+                self._end_if_abandoned()
         except Exception as error:
             failure, trace = error.with_traceback(None), traceback.format_exc()  # frames would hold the group
         if failure is not None:
             self._fail(failure, trace)
+            self._end_if_abandoned()
             while self._port.next_gradients() is not None:
                 pass  # what was asked for before
+
+    def _end_if_abandoned(self) -> None:
+        if self._end_engine is not None:
+            with self._taking:
+                self._end_engine()
 
     def _take(self, gradients: Gradients | int) -> None:
         step = gradients if isinstance(gradients, int) else gradients.step
@@ -335,6 +379,10 @@ class Controller:
         if others:
             raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
 
+    def _finish(self) -> None:
+        self._leave()
+        self._log.close()
+
     def _leave(self) -> None:
         self._peers.leave()
         if self._rail is not None:
@@ -347,6 +395,8 @@ class Controller:
             self._progress.notify_all()
         self._leave()
         self._port.release()
+        if self._end_engine is not None:  # there is no training that could go on
+            return
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
 

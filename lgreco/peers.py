@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+
+from lgreco.agreement import leave_cpu_group
 
 
 class Peers:
@@ -57,8 +58,7 @@ class Peers:
         """Closes the connections, so that peers that wait for this rank get an error instead. May be called twice."""
         group, self._group = self._group, None
         if group is not None:
-            with contextlib.suppress(Exception):  # torch.distributed may have been shut down before
-                dist.destroy_process_group(group)
+            leave_cpu_group(group)
 
     def _there(self) -> dist.ProcessGroup:
         if self._group is None:

@@ -88,3 +88,7 @@ class Replay:
     def close(self, steps: int, close_engine: Callable[[], None]) -> None:
         """Closes the engine."""
         close_engine()
+
+    def abandon(self, end_engine: Callable[[], None]) -> None:
+        """Ends the engine of a model that is collected."""
+        end_engine()

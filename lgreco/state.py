@@ -18,6 +18,7 @@ from lgreco import masks as masking
 from lgreco.auto import Way
 from lgreco.binding import Binding
 from lgreco.config import Config
+from lgreco.controller import join_abandoned
 from lgreco.plan import Plan
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
@@ -26,7 +27,8 @@ _open_states: weakref.WeakSet[State] = weakref.WeakSet()
 class State:
     """The compressed exchange of one DDP module.
 
-    `lgreco.attach` makes one. In DDP's conventional form it is made first and learns the layers at the first bucket:
+    DDP holds it; once neither DDP nor anybody else does, what it runs ends, as if it were closed. `lgreco.attach` makes
+    one. In DDP's conventional form it is made first and learns the layers at the first bucket:
 
         state = lgreco.State(config, process_group=None)
         ddp.register_comm_hook(state, lgreco.hook)
@@ -50,6 +52,7 @@ class State:
         self._pending: Mapping[str, Any] | None = None
         self._pending_masks: dict[str, torch.Tensor] = {}
         self._closed = False
+        self._finalizer: weakref.finalize[[], State] | None = None
         self._faults: Any = None
 
     @property
@@ -127,7 +130,11 @@ class State:
 
         Returns:
             Plain containers and tensors, so that torch.load(weights_only=True) reads it back.
+
+        Raises:
+            RuntimeError: after `close`.
         """
+        self._check_open("state_dict() reads what close() releases, so it comes before close()")
         bound = self._binding
         if bound is None:
             return checkpoint.pack(None, self.config, [], {}, self.rank, self.world_size, None)
@@ -147,8 +154,7 @@ class State:
         Raises:
             RuntimeError: after `close`.
         """
-        if self._closed:
-            raise RuntimeError("the state was closed; gather() asks all ranks, so it comes before close()")
+        self._check_open("gather() asks all ranks, so it comes before close()")
         states: list[Any] = [self.state_dict()] * self.world_size
         group = None if self._binding is None else self._binding.cpu_group
         if group is not None:  # else nothing was exchanged, and every rank's state is empty alike
@@ -168,7 +174,9 @@ class State:
 
         Raises:
             ValueError: for another rank's state, another model's, or one that is no state of lgreco.
+            RuntimeError: after `close`.
         """
+        self._check_open("load_state_dict() needs one that runs: wrap the model in DDP anew and attach to that")
         checkpoint.check(state)
         bound = self._binding
         verdict = None if bound is None else bound.verdict
@@ -222,9 +230,11 @@ class State:
         Raises:
             ValueError: on every rank, and nothing has changed: for a name, shape or dtype that does not fit, or masks
                 that differ between ranks; names the layers and the ranks.
+            RuntimeError: after `close`.
         """
         if not self.registered:
             return
+        self._check_open("set_masks() changes what is exchanged, so it comes before close()")
         bound = self._binding
         if bound is None:  # the layers are not known yet
             self._pending_masks.update({name: mask.clone() for name, mask in masks.items()})
@@ -265,14 +275,22 @@ class State:
         if self._closed:
             return
         self._closed = True
+        if self._finalizer is not None:
+            self._finalizer.detach()
         if self._binding is not None:
             self._binding.close()
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"the state was closed; {what}")
 
     def _bind(self, ddp: DistributedDataParallel, scaler: Any = None) -> None:
         """Learns the layers from DDP and starts the engine; collective."""
         self._group = ddp.process_group
         _check_record(self.config)
         self._binding = Binding(ddp, self.config, scaler, self._faults)
+        self._finalizer = weakref.finalize(self, self._binding.abandon)
+        self._finalizer.atexit = False  # at exit, states that are left are closed
         _open_states.add(self)
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -287,6 +305,7 @@ class State:
 
     def _run(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         if self._binding is None:
+            self._check_open("no backward may follow")
             if self.config.auto:
                 raise ValueError("auto decides before a hook is registered: use lgreco.attach(ddp, config)")
             self._bind(_ddp_of(self))
@@ -325,3 +344,4 @@ def _ddp_of(state: State) -> DistributedDataParallel:
 def _close_all() -> None:
     for state in list(_open_states):
         state.close()
+    join_abandoned()

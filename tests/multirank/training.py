@@ -118,6 +118,7 @@ def attach_faulty(ddp: Any, config: Any, faults: _C.Faults) -> lgreco.State:
     state._faults = faults
     state._bind(ddp)
     state._register(ddp)
+    ddp._comm_hooks.append((lgreco.hook, state))
     return state
 
 

@@ -17,6 +17,7 @@ from lgreco.choice import Choice
 from lgreco.family import scale_of, strength
 from lgreco.layer import LayerInfo
 from lgreco.spelling import did_you_mean
+from lgreco.whole_file import replace_text
 
 Array = npt.NDArray[np.float64]
 
@@ -168,10 +169,7 @@ class ErrorTable:
 
     def save(self, path: str | Path) -> None:
         """Writes the canonical text; the file is replaced when it is complete."""
-        path = Path(path)
-        fresh = path.with_name(path.name + ".partial")
-        fresh.write_text(self._json, encoding="utf-8")
-        fresh.replace(path)
+        replace_text(Path(path), self._json)
 
     @classmethod
     def load(cls, path: str | Path) -> ErrorTable:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lgreco.whole_file import replacing
+
 
 class LineFile:
     """Lines appended to a file, each written through before `append` returns; never raises OSError after it is made.
@@ -46,9 +48,8 @@ class LineFile:
                 return
             self._usable = False
             lines = self._path.read_bytes().split(b"\n")[:-1]
-            fresh = self._path.with_name(self._path.name + ".partial")
-            fresh.write_bytes(b"".join(line + b"\n" for line in lines if wanted(line)))
-            fresh.replace(self._path)
+            with replacing(self._path) as fresh:
+                fresh.write_bytes(b"".join(line + b"\n" for line in lines if wanted(line)))
             self._usable = True
 
     def append(self, line: bytes) -> bool:

@@ -27,6 +27,7 @@ from lgreco.report_figures import (
     steps_svg,
 )
 from lgreco.report_style import STYLE_SHEET
+from lgreco.whole_file import replace_text
 
 REPORT_NAME = "report.html"
 
@@ -49,9 +50,7 @@ def write_report(run: str | Path) -> Path:
     changes, title = read_changes(source.parent), source.resolve().parent.name or str(source)
     text = pruning_page(changes, title) if source == only_pruned else report_page(read(source), title, changes)
     page = source.with_name(REPORT_NAME)
-    fresh = page.with_name(page.name + ".partial")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(page)
+    replace_text(page, text)
     return page
 
 

@@ -72,13 +72,6 @@ def load(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return shared, [_read(path / f"rank{rank}.pt") for rank in range(shared["world_size"])]
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file so that a reader finds the old text or the new, never a part."""
-    fresh = path.with_name(path.name + _PARTIAL)
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
-
-
 def _complete(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if path.suffix != _PARTIAL]
 

@@ -15,6 +15,7 @@ from lgreco.demo.results import Result, gap_to_reference
 from lgreco.figure_style import COLOURS, REFERENCE_COLOUR, STYLE
 from lgreco.plan_figure import draw_plan
 from lgreco.record import read
+from lgreco.whole_file import replacing
 
 
 def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
@@ -44,9 +45,8 @@ def draw(results: Sequence[Result], reference: str | None, path: Path) -> None:
         if planned is not None and planned.record is not None:
             draw_plan(panels["p"], read(planned.record))
             panels["p"].set(title=f"Plan of {planned.row.method}, seed {planned.row.seed}", xlabel="step")
-        fresh = path.with_name(path.name + ".partial")
-        figure.savefig(fresh, format="png")
-    fresh.replace(path)
+        with replacing(path) as fresh:
+            figure.savefig(fresh, format="png")
 
 
 def _panels(with_plan: bool, with_sparsity: bool) -> tuple[Figure, dict[str, Axes]]:

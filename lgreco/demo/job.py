@@ -18,6 +18,7 @@ from lgreco.demo.text import Corpus
 from lgreco.pruning.changes_file import CHANGES_NAME, write_changes
 from lgreco.quantities import bytes_text
 from lgreco.record import RECORD_NAME
+from lgreco.whole_file import replace_text
 
 
 def run_job(settings: JobSettings, ranks: Ranks, display: Display, resume: bool) -> list[Result]:
@@ -131,7 +132,7 @@ def _advance(
     if ranks.leads and training.pruner is not None and due(train.eval_every):
         write_changes(folder, training.pruner.changes)
     if ranks.leads and (due(train.eval_every) or due(train.checkpoint_every)):
-        checkpoint.replace_text(folder / "metrics.jsonl", training.history.json_lines())
+        replace_text(folder / "metrics.jsonl", training.history.json_lines())
     display.step(title, training.step, train.steps, training.history, due(train.eval_every))
 
 

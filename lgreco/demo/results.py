@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lgreco.demo.checkpoint import replace_text
 from lgreco.demo.history import History, Row
 from lgreco.demo.settings import JobSettings
+from lgreco.whole_file import replace_text
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lgreco.pruning.report import Change
+from lgreco.whole_file import replace_text
 
 CHANGES_NAME = "pruning.json"
 """Name of the file in the folder of its run."""
@@ -14,10 +15,7 @@ CHANGES_NAME = "pruning.json"
 
 def write_changes(folder: Path, changes: Sequence[Change]) -> None:
     """Writes all changes; a reader finds the old file or the new, never a part."""
-    path = folder / CHANGES_NAME
-    fresh = path.with_name(path.name + ".partial")
-    fresh.write_text(json.dumps({"changes": [change.to_dict() for change in changes]}), encoding="utf-8")
-    fresh.replace(path)
+    replace_text(folder / CHANGES_NAME, json.dumps({"changes": [change.to_dict() for change in changes]}))
 
 
 def read_changes(folder: Path) -> list[Change]:

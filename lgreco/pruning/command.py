@@ -22,6 +22,7 @@ from lgreco.plan_commands import readable_errors
 from lgreco.pruning.pruner import Pruner
 from lgreco.pruning.report import PruningReport
 from lgreco.pruning.schedule import OneShotSchedule
+from lgreco.whole_file import replacing
 
 _PATH = click.Path(path_type=Path)
 _SAFETENSORS = ".safetensors"
@@ -197,12 +198,13 @@ def _is_weights(value: Any) -> bool:
 
 def _write(content: Any, weights: Mapping[str, torch.Tensor], out: Path) -> None:
     """The file is replaced when it is complete."""
-    fresh = out.with_name(out.name + ".partial")
-    if out.suffix == _SAFETENSORS:
-        _safetensors().save_file({name: each.contiguous() for name, each in weights.items()}, fresh, {"format": "pt"})
-    else:
-        torch.save(content, fresh)
-    fresh.replace(out)
+    with replacing(out) as fresh:
+        if out.suffix == _SAFETENSORS:
+            _safetensors().save_file(
+                {name: each.contiguous() for name, each in weights.items()}, fresh, {"format": "pt"}
+            )
+        else:
+            torch.save(content, fresh)
 
 
 def _safetensors() -> Any:

@@ -81,10 +81,3 @@ def test_damage_is_named(tmp_path: Path, alone: Ranks, damage: str, name: str) -
         file.unlink()
     with pytest.raises(ValueError, match=rf"{name} must be whole, it cannot be read"):
         checkpoint.load(file.parent)
-
-
-def test_text_is_replaced_whole(tmp_path: Path) -> None:
-    for text in ("first\n", "second\n"):
-        checkpoint.replace_text(tmp_path / "file", text)
-        assert (tmp_path / "file").read_text() == text
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` as the block ends; nothing stays of it where an error or Ctrl-C ends the block.
+    """Where to write what becomes `path` as the block ends; nothing stays of it where an error or Ctrl-C ends that.
 
     A process that is killed leaves NAME.partial behind, which the next one overwrites.
     """

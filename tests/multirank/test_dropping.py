@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import time
 import warnings
 import weakref
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from ranks import eventually, run
+from scripts import outputs_of, start_script
 from test_close import threads_and_sockets
 from training import attach_faulty, everything, make, same_on_all_ranks, train
 
@@ -107,20 +106,6 @@ def test_ranks_drop_a_model_at_different_moments(config: dict[str, Any]) -> None
 
 def test_a_process_ends_while_a_dropped_model_does(tmp_path: Path) -> None:
     """Dropped with a table under way, then straight to the interpreter's end: no crash, no word, no wait."""
-    script = Path(__file__).with_name("leaving_job.py")
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), "2", str(tmp_path / "store"), "drop"],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [job.communicate(timeout=60)[0] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
+    jobs = start_script("leaving_job.py", tmp_path, "drop")
+    outputs = outputs_of(jobs)
     assert [(job.returncode, output) for job, output in zip(jobs, outputs, strict=True)] == [(0, "dropped\n")] * 2

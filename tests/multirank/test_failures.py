@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Ranks, eventually
+from scripts import outputs_of, start_script
 from training import attach_faulty, batch_of, everything, loss_of, make, train_for_ever
 
 import lgreco
@@ -98,31 +98,6 @@ def test_closing_ends_a_blocked_exchange() -> None:
         assert [ranks.answer(rank, patience_s=30) for rank in range(2)] == [("ok", None)] * 2
 
 
-SCRIPT = Path(__file__).with_name("leaving_job.py")
-
-
-def _start_script(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
-    return [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), "2", str(folder / "store"), *words],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(2)
-    ]
-
-
-def _outputs(jobs: list[subprocess.Popen[str]]) -> list[str]:
-    try:
-        return [job.communicate(timeout=60)[0] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-
-
 def _group_is_gone(job: subprocess.Popen[str]) -> bool:
     try:
         os.killpg(job.pid, 0)
@@ -133,8 +108,8 @@ def _group_is_gone(job: subprocess.Popen[str]) -> bool:
 
 def test_exit_in_mid_backward_leaves_nothing(tmp_path: Path) -> None:
     """sys.exit on one rank in mid-backward: it ends with its own status, the other raises and names it."""
-    jobs = _start_script(tmp_path, "exit")
-    outputs = _outputs(jobs)
+    jobs = start_script("leaving_job.py", tmp_path, "exit")
+    outputs = outputs_of(jobs)
     assert jobs[1].returncode == 7, outputs[1]
     assert jobs[0].returncode == 1, outputs[0]
     assert "rank 1 " in outputs[0].split("compressed exchange failed on rank 0")[1]
@@ -143,14 +118,14 @@ def test_exit_in_mid_backward_leaves_nothing(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     """SIGINT to all ranks in the middle of training ends all of them, promptly and without a crash."""
-    jobs = _start_script(tmp_path, "train")
+    jobs = start_script("leaving_job.py", tmp_path, "train")
     for job in jobs:
         assert job.stdout is not None
         assert job.stdout.readline() == "going\n"
     for job in jobs:
         job.send_signal(signal.SIGINT)
     begin = time.monotonic()
-    outputs = _outputs(jobs)
+    outputs = outputs_of(jobs)
     assert time.monotonic() - begin < 30
     for job, output in zip(jobs, outputs, strict=True):
         # Python's own status of an interrupted program, or of one that heard first that its peer had left.

@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import outputs_of, start_script
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -26,28 +26,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     library = folder / "count_allocations.so"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread"]
     subprocess.run([str(COMPILER), *flags, str(HERE / "count_allocations.cpp"), "-o", str(library)], check=True)
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": str(library),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "steady_job.py"), str(rank), "2", str(folder / "store")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [job.communicate(timeout=200)[0] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
+    jobs = start_script("steady_job.py", folder, LD_PRELOAD=str(library))
+    outputs = outputs_of(jobs, timeout_s=200)
     assert [job.returncode for job in jobs] == [0, 0]
-    return [json.loads(output) for output in outputs]
+    return [json.loads(next(line for line in output.splitlines() if line.startswith("{"))) for output in outputs]
 
 
 @needs_compiler

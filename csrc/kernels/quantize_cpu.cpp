@@ -80,7 +80,7 @@ Grid grid_of(const QuantizeSpec& spec, const float* values, int numel) {
   for (int half = kSpreadLanes / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
-  spread.largest = lanes[0] * (1.0F / kSpreadLanes);
+  spread.mean_of_largest = lanes[0] * (1.0F / kSpreadLanes);
   return finite ? make_grid(spec, spread, numel) : broken_grid();
 }
 

@@ -61,9 +61,9 @@ __device__ void draw_octet(const Noise& noise, uint32_t block, int octet, uint32
   __syncwarp();  // before the next octet's draws overwrite the table
 }
 
-/// Spread::largest of a block, the same in every thread of its group. All threads of the CUDA block must
-/// call it, at most once a kernel. A thread's octets are all even ones or all odd ones, so what it holds
-/// belongs to the same eight lanes.
+/// Spread::mean_of_largest of a block, the same in every thread of its group. All threads of the CUDA
+/// block must call it, at most once a kernel. A thread's octets are all even ones or all odd ones, so
+/// what it holds belongs to the same eight lanes.
 template <typename Group>
 __device__ float mean_of_largest(int numel, const float (&values)[Group::kChunks][kOctet]) {
   static_assert(Group::kLanes % 2 == 0 && kSpreadLanes == 2 * kOctet);
@@ -112,7 +112,8 @@ __device__ void encode_block(const Coding& coding, const PlacedBlock& placed, co
   const QuantizeSpec& spec = coding.spec;
   const bool finite = (extent.marks & kNonfinite) == 0;
   Spread spread{extent.low, extent.high, 0.0F};
-  if (spec.grid == GridKind::kClipped) spread.largest = mean_of_largest<Group>(placed.numel, values);
+  if (spec.grid == GridKind::kClipped)
+    spread.mean_of_largest = mean_of_largest<Group>(placed.numel, values);
   const Grid grid = finite ? make_grid(spec, spread, placed.numel) : broken_grid();
   const bool sound = is_finite(grid.step);
   const int max = max_code(spec);

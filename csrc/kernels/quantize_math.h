@@ -57,9 +57,9 @@ inline constexpr int kSpreadLanes = 16;
 
 /// What the grid of a block of finite values is made of.
 struct Spread {
-  float lo, hi;   ///< the extremes
-  float largest;  ///< mean over lanes of their largest magnitudes (0 of a lane without elements);
-                  ///< the halves are added, then their halves, ...; only clipped grids need it
+  float lo, hi;           ///< the extremes
+  float mean_of_largest;  ///< over lanes, of their largest magnitudes (0 of a lane without elements);
+                          ///< the halves are added, then their halves, ...; only clipped grids need it
 };
 
 /// The largest magnitude that a clipped grid of `bits` should reach, in units of a normal
@@ -87,7 +87,7 @@ LGRECO_HD float reach_of(const QuantizeSpec& spec, const Spread& spread, int num
   constexpr float kLeastShare = 0.25F;
   const float most = -spread.lo > spread.hi ? -spread.lo : spread.hi;
   const int lane_numel = (numel + kSpreadLanes - 1) / kSpreadLanes;
-  float reach = spread.largest * (best_reach(spec.bits) / expected_largest(lane_numel));
+  float reach = spread.mean_of_largest * (best_reach(spec.bits) / expected_largest(lane_numel));
   reach = reach > kLeastShare * most ? reach : kLeastShare * most;
   return reach < most ? reach : most;
 }

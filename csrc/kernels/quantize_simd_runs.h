@@ -149,7 +149,7 @@ struct SimdQuantizer<Level>::Coder {
     Spread spread{Level::lowest(extent.lo), Level::highest(extent.hi), 0.0F};
     if (spec.grid == GridKind::kClipped) {
       const Float largest = Level::max(Level::sub(Level::set(0.0F), extent.lo), extent.hi);
-      spread.largest = Level::sum(largest) * (1.0F / kSpreadLanes);
+      spread.mean_of_largest = Level::sum(largest) * (1.0F / kSpreadLanes);
     }
     return spread;
   }

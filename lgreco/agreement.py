@@ -45,6 +45,7 @@ def make_cpu_group(
     # What torch's collectives look up; names and counts of groups stay as they are.
     c10d._world.pg_map[made] = ("gloo", store)
     c10d._world.pg_group_ranks[made] = {everyone[member]: i for i, member in enumerate(members)}
+    made.barrier().wait()  # else one that leaves at once takes connections from those that are still making them
     return made
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import gc
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from test_close import threads_and_sockets
 from training import everything, make, same_on_all_ranks, train
 
 import lgreco
+from lgreco.agreement import leave_cpu_group, make_cpu_group
 
 LIMIT = datetime.timedelta(seconds=15)
 SOLVER = {"reference": "lowrank(rank=4, factors=int8)", "interval": 8, "window": 3, "lag": 2}
@@ -46,6 +49,29 @@ def _groups_after(rank: int, world_size: int, config: dict[str, Any]) -> Any:
         each.close()
     assert _sum(dist.new_group(timeout=LIMIT)) == world_size
     return digests
+
+
+def _made_late(rank: int, world_size: int, folder: str) -> None:
+    made = Path(folder) / "made"
+    connect = dist.ProcessGroupGloo
+
+    def connect_late(*args: Any, **kwargs: Any) -> Any:
+        group = connect(*args, **kwargs)
+        time.sleep(0.5)
+        made.touch()
+        return group
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(dist, "ProcessGroupGloo", connect_late)
+        group = make_cpu_group(dist.group.WORLD)
+    assert made.exists(), "rank 0 could have left before rank 1 was connected"
+    leave_cpu_group(group)
+
+
+def test_a_group_is_there_once_every_rank_is_connected(tmp_path: Path) -> None:
+    """Gloo's own rendezvous ends on one rank before another, which then fails where the first leaves at once."""
+    run(2, _made_late, str(tmp_path))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -58,6 +58,7 @@ class Binding:
         self.controller: Controller | Replay | None = None
         self._config = config
         self._node_groups: NodeGroups | None = None
+        self._orders: dict[str, tuple[int, ...] | None] = {}
         try:
             self._start(ddp, scaler, faults)
         except BaseException:
@@ -75,6 +76,11 @@ class Binding:
         return dist.get_world_size(self.group)
 
     @property
+    def steps(self) -> int:
+        """By which plans and tables count; on CUDA, where only the device knows of dropped steps, with those."""
+        return int(self.engine.stats()["steps"])
+
+    @property
     def way(self) -> Way:
         """Who averages."""
         return "lgreco" if self.verdict is None else self.verdict.way
@@ -82,22 +88,27 @@ class Binding:
     def put_masks(self, masks: dict[str, LayerMask], steps: int = 0) -> None:
         """Layers, costs and the engine follow the masks."""
         self.masks = masks
-        self.layers = [masking.masked(layer, masks) for layer in self.layers]
+        ordered = {
+            layer.name: masks[layer.name].in_order(layer.shape, self._orders[layer.name])
+            for layer in self.layers
+            if layer.name in masks
+        }
+        self.layers = [masking.masked(layer, ordered) for layer in self.layers]
         self.plan = resolve(self._config, self.layers)
         offers = self._offers(self.plan)
         if offers is None and self.verdict is not None and self.verdict.calibration is not None:
             self.plan = fastest(self.verdict.calibration, self.plan)
         if offers is not None and self.controller is not None:
-            choices = self.controller.adopt(offers, masks, steps)
+            choices = self.controller.adopt(offers, ordered, steps)
         else:
             choices = [planned.choice for planned in self.plan.planned]
-        packed = [masks[layer.name].packed() if layer.name in masks else None for layer in self.layers]
+        packed = [ordered[layer.name].packed() if layer.name in ordered else None for layer in self.layers]
         self.engine.set_masks(packed, [choice.to_native() for choice in choices])
 
     def close(self) -> None:
         """Stops what runs; waits for no lost rank."""
         if self.controller is not None:
-            self.controller.close(int(self.engine.stats()["steps"]), self.engine.close)
+            self.controller.close(self.steps, self.engine.close)
         self._end_engine()
 
     def abandon(self) -> None:
@@ -131,6 +142,7 @@ class Binding:
         named = _named_parameters(ddp)
         self.layers = [layer_of(name, parameter) for name, parameter in named.items()]
         self.names = {id(parameter): name for name, parameter in named.items()}
+        self._orders = {name: masking.memory_order(parameter) for name, parameter in named.items()}
         parameters = list(named.values())
         devices = {parameter.device for parameter in parameters}
         if len(devices) > 1:

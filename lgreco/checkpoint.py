@@ -35,6 +35,7 @@ def pack(
         "world_size": world_size,
         **described(nodes),
         "steps": engine.committed_steps() if engine is not None else 0,
+        "steps_so_far": int(engine.stats()["steps"]) if engine is not None else 0,
         "config": config.to_dict(),
         "shapes": {layer.name: list(layer.shape) for layer in layers},
         "masks": pack_masks(masks),
@@ -61,7 +62,8 @@ def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = states[0]
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
-        **{key: first[key] for key in ("masks", "solver", "nodes", "auto") if key in first},  # the same on every rank
+        # The same on every rank.
+        **{key: first[key] for key in ("steps_so_far", "masks", "solver", "nodes", "auto") if key in first},
         "ranks": [state["residuals"] for state in states],
     }
 
@@ -78,8 +80,8 @@ def check(state: Mapping[str, Any]) -> None:
     missing = [key for key in ("world_size", "steps", "shapes") if key not in state]
     if missing:
         raise ValueError(f"the state of lgreco is incomplete: {', '.join(missing)} missing; was the file cut short?")
-    for key, least in (("world_size", 1), ("steps", 0)):
-        if type(state[key]) is not int or state[key] < least:
+    for key, least in (("world_size", 1), ("steps", 0), ("steps_so_far", 0)):
+        if key in state and (type(state[key]) is not int or state[key] < least):
             allowed = f"a whole number from {least}"
             raise ValueError(f"the state of lgreco is damaged: {key} must be {allowed}, got {state[key]!r}")
     if not isinstance(state["shapes"], Mapping):
@@ -101,7 +103,7 @@ def load(
 ) -> None:
     """Puts a checked state into the engine; see `State.load_state_dict` for the rules.
 
-    `before` is called when nothing can be refused any more and nothing has changed yet.
+    `before` is called when nothing can be refused any more and nothing but the step count has changed yet.
     """
     expected = {layer.name: list(layer.shape) for layer in layers}
     if dict(state["shapes"]) != expected:
@@ -113,8 +115,9 @@ def load(
         )
         for name, part in residuals.items()
     ]
+    engine.set_steps(state["steps"], state.get("steps_so_far", state["steps"]))
     before()
-    engine.load(state["steps"], parts)
+    engine.load(parts)
 
 
 def same_ranks(state: Mapping[str, Any], world_size: int, nodes: Nodes | None) -> bool:

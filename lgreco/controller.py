@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,27 +20,17 @@ from lgreco.choice import Choice
 from lgreco.link_watch import LinkWatch
 from lgreco.masks import LayerMask
 from lgreco.measurement import Gradients, Meter, Rail, Row
+from lgreco.measuring_thread import PATIENCE_S, MeasuringThread
 from lgreco.peers import Peers
 from lgreco.pending_table import PendingTable, unpack_rows
 from lgreco.plan import Plan
 from lgreco.plan_log import PlanLog
 from lgreco.plan_port import PlanPort
+from lgreco.plan_sequence import Columns, PlanSequence, unpack_plans
 from lgreco.planner import Decision, Planner
 from lgreco.sampling import slices_of
 from lgreco.solver_config import SolverConfig
 from lgreco.table_timing import TableTiming
-
-_PATIENCE_S = 5.0
-"""How long `close` lets the thread finish what completed steps have left to do."""
-
-_abandoned: set[threading.Thread] = set()
-"""Threads that finish what collected models have left to do."""
-
-
-def join_abandoned() -> None:
-    """Lets the threads of collected models end, but not for long: at exit, where they may not be stopped midway."""
-    for thread in list(_abandoned):
-        thread.join(_PATIENCE_S)
 
 
 class Controller:
@@ -84,14 +73,12 @@ class Controller:
         self._exchanging = peers.world_size if rail is None else rail.peers.world_size
         self._planner = Planner(offers, settings, self._exchanging, None if watch is None else watch.pricing)
         self._learn(offers, {})
-        self._plans: list[tuple[int, tuple[int, ...]]] = [(0, offers.reference)]
+        self._plans = PlanSequence.of(offers.reference)
         self._table: PendingTable | None = None
         self._progress = threading.Condition()
         self._failure: Exception | None = None
         self._warned = False
-        self._taking = threading.Lock()
-        self._end_engine: Callable[[], None] | None = None  # once the model was collected
-        self._thread = threading.Thread(target=self._run, name="lgreco-controller", daemon=True)
+        self._thread = MeasuringThread(self._port.next_gradients, self._take, self._fail, self._finish)
 
     @property
     def failure(self) -> Exception | None:
@@ -111,7 +98,7 @@ class Controller:
         choices that are in force; where one of them costs more than sending what is kept, the reference plan's choice
         takes its place. Returns the choices, the same on every rank.
         """
-        before, columns = self._offers, self._columns_at(steps)
+        before, columns = self._offers, self._plans.at(steps)
         known = {choice: column for column, choice in enumerate(offers.choices)}
         columns = offers.offered_or_reference([known.get(before.choices[column], -1) for column in columns])
         if self._watch is not None:
@@ -122,7 +109,7 @@ class Controller:
         with self._progress:
             self._planner = planner
             self._learn(offers, masks)
-            self._plans, self._table = [(0, columns)], None
+            self._plans, self._table = PlanSequence.of(columns), None
         return self._choices(columns)
 
     def remeasure(self, steps: int) -> None:
@@ -134,8 +121,7 @@ class Controller:
         table = self._ask(max(steps, self._timing.next_begin(0)))
         with self._progress:
             self._table = table
-        if not self._thread.is_alive():
-            self._thread.start()
+        self._thread.start()
 
     def _learn(self, offers: Offers, masks: Mapping[str, LayerMask]) -> None:
         """What follows from the layers and their masks."""
@@ -147,8 +133,9 @@ class Controller:
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps; one that is due is waited for, as the next step would."""
         with self._progress:
-            self._progress.wait_for(lambda: not self._owes(steps), _PATIENCE_S)
-            columns = self._columns_at(steps)
+            while not self._progress.wait_for(lambda: not self._owes(steps), PATIENCE_S):
+                pass  # the thread may have ended without a word
+            columns = self._plans.at(steps)
         return self._offers.plan(columns, "reference" if columns == self._offers.reference else "solver")
 
     def wait(self, steps: int, timeout_s: float | None = None) -> bool:
@@ -162,32 +149,19 @@ class Controller:
 
     def close(self, steps: int, close_engine: Callable[[], None]) -> None:
         """Finishes what completed steps have left to do, but not for long, then ends the thread with the engine."""
-        if not self._thread.is_alive():
-            close_engine()
-        else:
-            self.wait(steps, _PATIENCE_S)
-            close_engine()
-            self._thread.join(_PATIENCE_S)
-        if not self._thread.is_alive():  # one that waits for a stalled peer ends with the process
+        if self._thread.alive:
+            self.wait(steps, PATIENCE_S)
+        close_engine()
+        self._thread.join()
+        if not self._thread.alive:
             self._leave()
         self._log.close()
 
     def abandon(self, end_engine: Callable[[], None]) -> None:
-        """Ends with a model that is collected, which each rank does at a time of its own, so it waits for no peer.
-
-        Where the thread is at work, it finishes that and ends the engine itself: the figures that it reads would go.
-        """
-        self._end_engine = end_engine
-        if not self._thread.is_alive():
+        """Ends with a model that is collected; see `MeasuringThread.abandon`."""
+        if not self._thread.abandon(end_engine):
             end_engine()
             self._finish()
-            return
-        _abandoned.add(self._thread)
-        if self._taking.acquire(blocking=False):
-            try:
-                end_engine()
-            finally:
-                self._taking.release()
 
     def state(self) -> dict[str, Any]:
         """Plain containers, the same on every rank; call `wait` before."""
@@ -195,7 +169,7 @@ class Controller:
             table, failed = self._table, self._failure is not None  # then ranks may know different things
             return {
                 **self._identity(),
-                "plans": [[step, list(columns)] for step, columns in self._plans],
+                "plans": self._plans.pack(),
                 "planner": None if failed else self._planner.state(),
                 "prices": None if failed or self._watch is None else self._watch.state(),
                 "table": None if failed or table is None else table.pack(),
@@ -215,12 +189,7 @@ class Controller:
                 stacklevel=4,
             )
             state = None
-        plans = [(0, self._offers.reference)]
-        stale: set[int] = set()
-        if state is not None:
-            saved_plans = [(step, tuple(columns)) for step, columns in state["plans"]]
-            plans = [(step, self._offers.offered_or_reference(columns)) for step, columns in saved_plans]
-            stale = _changed_rows(saved_plans, plans)
+        plans, stale = unpack_plans([] if state is None else state["plans"], self._offers)
         if stale:
             warnings.warn(
                 f"the config no longer offers what the checkpoint's plans give {len(stale)} of "
@@ -235,8 +204,8 @@ class Controller:
                     self._planner.load(state["planner"])
                 if self._watch is not None and state.get("prices") is not None:
                     self._watch.load(state["prices"])
-        first, *later = self._plans
-        self._port.replace(self._choices(first[1]))
+        (_, first), *later = plans.plans
+        self._port.replace(self._choices(first))
         for step, columns in later:
             self._port.swap(step, self._choices(columns))
         self._log.resume(steps)
@@ -274,10 +243,7 @@ class Controller:
     def _owes(self, steps: int) -> bool:
         """Whether the thread has still to find the plan that `steps` steps leave in force."""
         due = self._table is not None and self._table.effective_step <= steps
-        return due and self._failure is None and self._thread.is_alive()
-
-    def _columns_at(self, steps: int) -> tuple[int, ...]:
-        return next((columns for step, columns in reversed(self._plans) if step <= steps), self._plans[0][1])
+        return due and self._failure is None and self._thread.alive
 
     def _ask(self, begin: int, steps: int = 0, rows: Mapping[int, Row] | None = None) -> PendingTable:
         """Asks for what is still to be measured of a table after `steps` steps, and promises its plan.
@@ -295,34 +261,6 @@ class Controller:
         self._port.promise(table.effective_step)
         return table
 
-    def _run(self) -> None:
-        try:
-            self._work()
-        finally:
-            if self._end_engine is not None:  # nobody closes this controller
-                self._finish()
-                _abandoned.discard(threading.current_thread())
-
-    def _work(self) -> None:
-        failure = None
-        try:
-            while (gradients := self._port.next_gradients()) is not None:
-                with self._taking:
-                    self._take(gradients)
-                self._end_if_abandoned()
-        except Exception as error:
-            failure, trace = error.with_traceback(None), traceback.format_exc()  # frames would hold the group
-        if failure is not None:
-            self._fail(failure, trace)
-            self._end_if_abandoned()
-            while self._port.next_gradients() is not None:
-                pass  # what was asked for before
-
-    def _end_if_abandoned(self) -> None:
-        if self._end_engine is not None:
-            with self._taking:
-                self._end_engine()
-
     def _take(self, gradients: Gradients | int) -> None:
         step = gradients if isinstance(gradients, int) else gradients.step
         table = self._table
@@ -333,7 +271,9 @@ class Controller:
                 self._watch.sample()
             begun = time.perf_counter()
             if table.slices[step]:
-                table.rows.update(self._meter.measure(gradients))
+                measured = self._meter.measure(gradients)
+                with self._progress:  # a checkpoint may be made of it
+                    table.rows.update(measured)
             table.measure_ms += (time.perf_counter() - begun) * 1e3
         if len(table.slices) == 1:
             self._conclude(table, step)
@@ -342,9 +282,9 @@ class Controller:
             self._progress.notify_all()
 
     def _conclude(self, table: PendingTable, step: int) -> None:
-        present = self._columns_at(table.effective_step)
+        present = self._plans.at(table.effective_step)
         warm = table.begin >= self._timing.warmup_steps
-        in_force = self._columns_at(table.begin) if warm else (-1,) * len(present)
+        in_force = self._plans.at(table.begin) if warm else (-1,) * len(present)
         if self._watch is not None:
             self._log.forecast(self._watch.agree(step, in_force if warm else None))
         decision = self._planner.decide(table.rows, in_force, present, step, table.effective_step)
@@ -361,10 +301,10 @@ class Controller:
         self._port.swap(table.effective_step, None if kept else self._choices(decision.columns))
         with self._progress:
             if not kept:
-                self._plans = [*self._plans[-1:], (table.effective_step, decision.columns)]
+                self._plans = self._plans.then(table.effective_step, decision.columns)
             self._table = following
 
-    def _note(self, decision: Decision, table: PendingTable, present: Sequence[int]) -> None:
+    def _note(self, decision: Decision, table: PendingTable, present: Columns) -> None:
         plan = self._offers.plan(decision.columns, "solver")
         before = self._offers.plan(present, "solver")
         self._log.decided(decision, plan, before, table.effective_step, table.measure_ms)
@@ -395,16 +335,7 @@ class Controller:
             self._progress.notify_all()
         self._leave()
         self._port.release()
-        if self._end_engine is not None:  # there is no training that could go on
+        if self._thread.abandoned:  # there is no training that could go on
             return
         self._log.failed(trace)
         warnings.warn(f"the solver has stopped, training goes on with its last plan: {error}", stacklevel=2)
-
-
-def _changed_rows(
-    before: Sequence[tuple[int, tuple[int, ...]]], after: Sequence[tuple[int, tuple[int, ...]]]
-) -> set[int]:
-    """Layers whose column differs in any of the plans."""
-    return {
-        row for (_, old), (_, new) in zip(before, after, strict=True) for row in range(len(old)) if old[row] != new[row]
-    }

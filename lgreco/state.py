@@ -18,7 +18,7 @@ from lgreco import masks as masking
 from lgreco.auto import Way
 from lgreco.binding import Binding
 from lgreco.config import Config
-from lgreco.controller import join_abandoned
+from lgreco.measuring_thread import join_abandoned
 from lgreco.plan import Plan
 
 _open_states: weakref.WeakSet[State] = weakref.WeakSet()
@@ -88,7 +88,7 @@ class State:
         if bound is None:
             raise RuntimeError("no plan yet: the config is not enabled, or no backward has shown the layers so far")
         if bound.controller is not None:
-            return bound.controller.plan(int(bound.engine.stats()["steps"]))
+            return bound.controller.plan(bound.steps)
         return bound.plan
 
     def stats(self) -> dict[str, float]:
@@ -139,7 +139,7 @@ class State:
         if bound is None:
             return checkpoint.pack(None, self.config, [], {}, self.rank, self.world_size, None)
         if bound.controller is not None:
-            bound.controller.wait(bound.engine.committed_steps())
+            bound.controller.wait(bound.steps)
         packed = checkpoint.pack(
             bound.engine, self.config, bound.layers, bound.masks, bound.rank, bound.world_size, bound.nodes
         )
@@ -187,12 +187,15 @@ class State:
             return
         masks = masking.unpack(state["masks"], bound.layers) if "masks" in state else bound.masks
 
+        if bound.controller is not None:
+            bound.controller.wait(bound.steps)  # what it is about to put in force is of the steps that are left
+
         def load_plans() -> None:
             bound.verdict, before = verdict, bound.verdict
             if masks or bound.masks or (verdict is not before and bound.controller is None):
                 bound.put_masks(masks)
             if bound.controller is not None:
-                bound.controller.load(state.get("solver"), state["steps"])
+                bound.controller.load(state.get("solver"), bound.steps)
 
         checkpoint.load(bound.engine, state, bound.layers, bound.rank, bound.world_size, bound.nodes, load_plans)
 
@@ -242,7 +245,7 @@ class State:
         updated = masking.update_on_all(bound.cpu_group, bound.masks, masks, bound.layers)
         if masking.digests(updated) == masking.digests(bound.masks):
             return
-        steps = int(bound.engine.stats()["steps"])
+        steps = bound.steps
         if bound.controller is not None:
             bound.controller.wait(steps)
         bound.put_masks(updated, steps)

@@ -292,6 +292,7 @@ void bind_engine(py::module_& module) {
       .def("close", &Engine::close, released)
       .def("committed_steps", &Engine::committed_steps, released)
       .def("residuals", &Engine::residuals, released)
+      .def("set_steps", &Engine::set_steps, released)
       .def("load", &Engine::load, released)
       .def("fingerprint", &Engine::fingerprint)
       .def("stats", [](Engine& engine) {
@@ -304,7 +305,7 @@ void bind_engine(py::module_& module) {
         out["codec_ms"] = stats.codec_ms;
         out["exposed_ms"] = stats.exposed_ms;
         out["busy_ms"] = stats.busy_ms;
-        out["residual_bytes"] = engine.residual_bytes();
+        out["residual_bytes"] = stats.residual_bytes;
         return out;
       });
 }

@@ -90,6 +90,7 @@ void Engine::set_plan(uint64_t step, const std::optional<std::vector<codecs::Cho
 
 void Engine::replace_plans(const std::vector<codecs::Choice>& choices) {
   std::shared_ptr<const Plan> plan = compile(choices);
+  watches_->forget();
   const std::lock_guard lock(plans_mutex_);
   plans_.clear();
   plans_[0] = std::move(plan);
@@ -212,13 +213,18 @@ LayerResidual Engine::residual_of(const Plan& plan, int32_t layer) const {
   return part;
 }
 
-void Engine::load(uint64_t committed_steps, const std::vector<LayerResidual>& residuals) {
+void Engine::set_steps(uint64_t committed, uint64_t so_far) {
   if (!exchange_) return;
   exchange_->settle();
-  exchange_->set_committed_steps(committed_steps);
+  exchange_->set_steps(committed, so_far);
+}
+
+void Engine::load(const std::vector<LayerResidual>& residuals) {
+  if (!exchange_) return;
   make_room(residuals);
   // The plan that the residuals were saved under; if the next step's is another, they move as ever.
-  exchange_->restart(plan_of_step(committed_steps == 0 ? 0 : committed_steps - 1));
+  const uint64_t steps = exchange_->steps_so_far();
+  exchange_->restart(plan_of_step(steps == 0 ? 0 : steps - 1));
   const Plan& plan = exchange_->plan();
   std::unordered_map<std::string, const LayerResidual*> by_name;
   for (const LayerResidual& part : residuals) by_name[part.name] = &part;

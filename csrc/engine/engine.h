@@ -60,7 +60,8 @@ class Engine {
   /// Puts `choices` (one a layer) in force from `step` on, or keeps what is in force where there are
   /// none. Steps that have begun are not affected. Throws ValueError where a choice is not allowed.
   void set_plan(uint64_t step, const std::optional<std::vector<codecs::Choice>>& choices);
-  /// Forgets all plans and promises; `choices` are in force from the first step on. Before load().
+  /// Forgets all plans, promises and watches; `choices` are in force from the first step on. Before
+  /// load().
   void replace_plans(const std::vector<codecs::Choice>& choices);
   /// Other elements are exchanged from the next step on, under `choices`: ends the last step's
   /// transaction, forgets all plans, promises and watches, and moves residuals as at any change of plan.
@@ -74,11 +75,12 @@ class Engine {
   /// Ends the transaction of the last step; throws while a backward is under way.
   uint64_t committed_steps();
   std::vector<LayerResidual> residuals();
-  /// Replaces residuals and step count. Layers that are not named start at zero.
-  void load(uint64_t committed_steps, const std::vector<LayerResidual>& residuals);
+  /// Steps that were committed, and stats().steps, of a checkpoint. Before the plans of those steps.
+  void set_steps(uint64_t committed, uint64_t so_far);
+  /// Replaces residuals, after set_steps(). Layers that are not named start at zero.
+  void load(const std::vector<LayerResidual>& residuals);
 
   ExchangeStats stats() const { return exchange_ ? exchange_->stats() : ExchangeStats{}; }
-  int64_t residual_bytes() { return exchange_ ? exchange_->residuals().bytes() : 0; }
   uint64_t fingerprint() const { return exchange_ ? exchange_->plan().fingerprint() : 0; }
 
  private:

@@ -49,12 +49,13 @@ struct ExchangeStats {
   int64_t wire_bytes = 0;    ///< sent by this rank; of a hierarchical exchange: between nodes
   int64_t node_bytes = 0;    ///< sent to ranks of the same node by a hierarchical exchange
   int64_t buffer_bytes = 0;  ///< wire buffers, inboxes and factors held
-  double codec_ms = 0.0;     ///< what the codec lane worked
-  double exposed_ms = 0.0;   ///< from the last bucket's start to its end: what backward cannot hide
-  double busy_ms = 0.0;      ///< with at least one bucket under way
+  int64_t residual_bytes = 0;
+  double codec_ms = 0.0;    ///< what the codec lane worked
+  double exposed_ms = 0.0;  ///< from the last bucket's start to its end: what backward cannot hide
+  double busy_ms = 0.0;     ///< with at least one bucket under way
 };
 
-/// Called by one thread at a time, but for close(), which any thread may call at any time.
+/// Called by one thread at a time, but for close() and stats(), which any thread may call at any time.
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -82,7 +83,8 @@ class Exchange {
   /// whether a step was dropped, dropped steps count too.
   virtual uint64_t steps_so_far() = 0;
   virtual uint64_t committed_steps() = 0;
-  virtual void set_committed_steps(uint64_t steps) = 0;
+  /// Continues from a checkpoint, with what committed_steps() and steps_so_far() were in it.
+  virtual void set_steps(uint64_t committed, uint64_t so_far) = 0;
   virtual Residuals& residuals() = 0;
   virtual ExchangeStats stats() const = 0;
 };

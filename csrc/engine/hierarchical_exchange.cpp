@@ -59,7 +59,7 @@ HierarchicalExchange::HierarchicalExchange(std::unique_ptr<transports::Transport
 }
 
 // Only the node has seen what other carriers dropped the step for.
-void HierarchicalExchange::drop_with_node() const {
+void HierarchicalExchange::drop_with_node() {
   if (node_->dropped()) rail_->discard();
 }
 
@@ -109,20 +109,27 @@ void HierarchicalExchange::start(Relayed& bucket) {
     numel += node_plan_->layers()[layer].numel;
   }
   if (!bucket.averages.defined() || bucket.averages.numel() != numel) {
+    if (bucket.averages.defined()) relayed_bytes_ -= bucket.averages.nbytes();
     bucket.averages = at::empty({numel}, at::kFloat);
+    relayed_bytes_ += bucket.averages.nbytes();
   }
   if (const auto [why, culprit] = rail_->failure(); culprit >= 0) return node_->give_up(why, culprit);
   node_->take_averages(job, bucket.averages.mutable_data_ptr<float>());
   const FuturePtr future = rail_->run(
       {.index = job.bucket, .last = job.last, .buffer = bucket.averages, .layers = bucket.layers});
-  future->addCallback([this, &job, averages = bucket.averages](const c10::ivalue::Future& done) {
-    arrived(job, averages, done);
+  // The node waits for the averages that this rank carries; without any, it may be past the bucket.
+  Job* const waiting = bucket.layers.empty() ? nullptr : &job;
+  future->addCallback([this, waiting, averages = bucket.averages](const c10::ivalue::Future& done) {
+    arrived(waiting, averages, done);
   });
 }
 
-void HierarchicalExchange::arrived(Job& job, const at::Tensor& averages,
+void HierarchicalExchange::arrived(Job* waiting, const at::Tensor& averages,
                                    const c10::ivalue::Future& future) {
-  if (!future.hasError()) return node_->release(job, averages.const_data_ptr<float>());
+  if (!future.hasError()) {
+    if (waiting != nullptr) node_->release(*waiting, averages.const_data_ptr<float>());
+    return;
+  }
   if (closing_) return;
   const auto [why, culprit] = rail_->failure();
   node_->give_up(why, culprit);
@@ -135,14 +142,10 @@ void HierarchicalExchange::close() {
 }
 
 ExchangeStats HierarchicalExchange::stats() const {
-  drop_with_node();
-  ExchangeStats stats = rail_->stats();
+  ExchangeStats stats = rail_->stats(node_->dropped());
   const ExchangeStats node = node_->stats();
   stats.node_bytes = node.wire_bytes;
-  stats.buffer_bytes += node.buffer_bytes;
-  for (const Relayed& bucket : relayed_) {
-    if (bucket.averages.defined()) stats.buffer_bytes += bucket.averages.nbytes();
-  }
+  stats.buffer_bytes += node.buffer_bytes + relayed_bytes_;
   stats.codec_ms += node.codec_ms;
   stats.exposed_ms = node.exposed_ms;
   stats.busy_ms = node.busy_ms;

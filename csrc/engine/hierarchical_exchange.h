@@ -48,7 +48,7 @@ class HierarchicalExchange final : public Exchange {
   const Plan& plan() const override { return rail_->plan(); }
   uint64_t steps_so_far() override;
   uint64_t committed_steps() override { return rail_->committed_steps(); }
-  void set_committed_steps(uint64_t steps) override { rail_->set_committed_steps(steps); }
+  void set_steps(uint64_t committed, uint64_t so_far) override { rail_->set_steps(committed, so_far); }
   Residuals& residuals() override { return rail_->residuals(); }
   ExchangeStats stats() const override;
 
@@ -60,16 +60,17 @@ class HierarchicalExchange final : public Exchange {
     std::vector<int32_t> layers;  ///< that this rank carries, in bucket order
   };
 
-  void drop_with_node() const;
+  void drop_with_node();
   void averaged(Job& job);
   void start(Relayed& bucket);
-  void arrived(Job& job, const at::Tensor& averages, const c10::ivalue::Future& future);
+  void arrived(Job* waiting, const at::Tensor& averages, const c10::ivalue::Future& future);
 
   const std::shared_ptr<const Plan> node_plan_;
   const int32_t carrier_;  ///< this rank's index in its node
   std::unique_ptr<LaneExchange> rail_;
   std::unique_ptr<LaneExchange> node_;
   std::atomic<bool> closing_{false};
+  std::atomic<int64_t> relayed_bytes_{0};  ///< of averages
   std::vector<Relayed> relayed_;  ///< by bucket; the node's codec lane alone, while a step is under way
   size_t next_to_start_ = 0;      ///< the rail takes buckets in order
 };

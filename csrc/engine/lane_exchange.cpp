@@ -71,6 +71,7 @@ void LaneExchange::settle() {
 
 void LaneExchange::end_step() {
   drain();
+  const std::lock_guard lock(mutex_);
   if (complete_ && !dropped_) {
     residuals_->commit();
     ++committed_steps_;
@@ -129,6 +130,7 @@ void LaneExchange::restart(std::shared_ptr<const Plan> plan) {
 }
 
 void LaneExchange::adopt(std::shared_ptr<const Plan> plan, std::unique_ptr<Residuals> residuals) {
+  const std::lock_guard lock(mutex_);  // of stats(), which others may ask for at any moment
   plan_ = std::move(plan);
   residuals_ = std::move(residuals);
   const auto bytes = static_cast<size_t>(plan_->has_masks() ? kMostTileNumel * 4 : 0);
@@ -180,10 +182,10 @@ FuturePtr LaneExchange::run(const BucketCall& call) {
     job.active = true;
     begun_ = static_cast<size_t>(call.index) + 1;
     if (active_jobs_++ == 0) busy_since_ = std::chrono::steady_clock::now();
-  }
-  if (call.last) {
-    complete_ = true;
-    last_bucket_began_ = std::chrono::steady_clock::now();
+    if (call.last) {
+      complete_ = true;
+      last_bucket_began_ = std::chrono::steady_clock::now();
+    }
   }
   if (snapshot_) codec_lane_->post({Task::Kind::kWatch, &job, 0});
   if (relay_.averaged && job.reduces_left == 0) codec_lane_->post({Task::Kind::kRelay, &job});
@@ -300,12 +302,20 @@ void LaneExchange::throw_if_failed() {
   ensure(!failed_, failure_);
 }
 
-ExchangeStats LaneExchange::stats() const {
+void LaneExchange::set_steps(uint64_t committed, uint64_t /*so_far*/) {
+  const std::lock_guard lock(mutex_);
+  committed_steps_ = committed;
+}
+
+ExchangeStats LaneExchange::stats(bool dropped_elsewhere) const {
+  const std::lock_guard lock(mutex_);
+  const bool kept = complete_ && !dropped_ && !dropped_elsewhere;
   ExchangeStats stats;
-  stats.steps = static_cast<int64_t>(committed_steps_) + (complete_ && !dropped_ ? 1 : 0);
+  stats.steps = static_cast<int64_t>(committed_steps_) + (kept ? 1 : 0);
   stats.wire_bytes = complete_ ? sent_bytes_.load() : last_sent_bytes_;
   stats.codec_ms = static_cast<double>(complete_ ? codec_ns_.load() : last_codec_ns_) * 1e-6;
   stats.exposed_ms = static_cast<double>(exposed_ns_) * 1e-6;
+  stats.residual_bytes = residuals_->bytes();
   stats.buffer_bytes = static_cast<int64_t>(run_.size() + run_residual_.size());
   stats.busy_ms = static_cast<double>(busy_ns_) * 1e-6;
   for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();

@@ -46,9 +46,9 @@ class LaneExchange final : public Exchange {
   const Plan& plan() const override { return *plan_; }
   uint64_t steps_so_far() override { return committed_steps_ + (complete_ && !dropped_ ? 1 : 0); }
   uint64_t committed_steps() override { return committed_steps_; }
-  void set_committed_steps(uint64_t steps) override { committed_steps_ = steps; }
+  void set_steps(uint64_t committed, uint64_t so_far) override;
   Residuals& residuals() override { return *residuals_; }
-  ExchangeStats stats() const override;
+  ExchangeStats stats() const override { return stats(/*dropped_elsewhere=*/false); }
 
   // For a hierarchical exchange, which is made of two of these.
 
@@ -67,11 +67,18 @@ class LaneExchange final : public Exchange {
   void give_up(const std::string& message, int culprit) { fail(message, culprit); }
   /// Why it ended and whose fault it seems to be: that rank's name.
   std::pair<std::string, int> failure();
+  /// As stats(), where it has been decided elsewhere that the last step will be dropped.
+  ExchangeStats stats(bool dropped_elsewhere) const;
   /// The snapshot of the step that ends is complete. For those whose options say that others decide.
   void finish_watch(bool dropped);
 
  private:
   enum Round : uint8_t { kScatter = 0, kGather = 1 };
+
+  struct LastWord {
+    transports::Message* message;
+    int32_t peer;  ///< its name
+  };
 
   struct Lanes {
     std::unique_ptr<ReceiveLane> scatter, gather;
@@ -130,6 +137,7 @@ class LaneExchange final : public Exchange {
   void fail(const std::string& message, int culprit);
   void send_failure();
   void send_failure_of(Job& job, int32_t chunk);
+  void linger();
   void throw_if_failed();
 
   const ExchangeOptions options_;
@@ -153,7 +161,8 @@ class LaneExchange final : public Exchange {
   /// and close(), which may come from another.
   std::mutex calls_;
 
-  // The transaction: what the step under way, or the last one, will become.
+  // The transaction: what the step under way, or the last one, will become. Written with mutex_ held,
+  // for the sake of stats().
   uint64_t committed_steps_ = 0;
   uint64_t attempted_steps_ = 0;
   bool complete_ = false;             ///< the last bucket was started
@@ -178,6 +187,8 @@ class LaneExchange final : public Exchange {
   bool closed_ = false;
   std::string failure_, why_;  ///< for users; what happened, without the rank that says so
   int culprit_ = -1;
+  bool told_ = false;  ///< every peer has been sent word of the failure
+  std::vector<LastWord> last_words_;
 
   // Last, so that they stop before what they use goes away.
   std::unique_ptr<CodecLane> codec_lane_;

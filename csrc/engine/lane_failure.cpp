@@ -1,6 +1,7 @@
 // How the exchange ends: a failure is told to all ranks, or it is closed.
 #include <algorithm>
 #include <chrono>
+#include <set>
 #include <thread>
 
 #include "core/error.h"
@@ -11,7 +12,7 @@ namespace {
 
 // Time for the headers of a rank that gives up to leave before its process may end.
 constexpr std::chrono::milliseconds kLastWords{250};
-// Time for slower ranks to take what this rank owes them before it closes.
+// Time for slower ranks to take what this rank owes them, averages or last words, before it closes.
 constexpr std::chrono::milliseconds kGoodbye{5000};
 
 }  // namespace
@@ -61,6 +62,12 @@ void LaneExchange::send_failure() {
     }
   }
   if (call.owns_lock()) call.unlock();
+  for_each_lane([](ReceiveLane& lane) { lane.take_all(); });
+  {
+    const std::lock_guard lock(mutex_);
+    told_ = true;
+  }
+  progress_.notify_all();
   std::this_thread::sleep_for(kLastWords);
   std::vector<FuturePtr> futures;
   {
@@ -88,29 +95,60 @@ void LaneExchange::send_failure_of(Job& job, int32_t id) {
   if (std::all_of(first, first + (own ? world_size_ : 1), [](uint8_t sent) { return sent == 0; })) {
     write_header(job, id, round);
   }
-  const auto owe = [&](transports::Message& message, uint8_t& sent) {
+  const auto owe = [&](transports::Message& message, uint8_t& sent, int peer) {
+    if (sent != 0) return;
     try {
-      if (sent == 0) send(message, sent, job, id, round);
+      send(message, sent, job, id, round);
+      const std::lock_guard lock(mutex_);
+      last_words_.push_back({&message, name_of(peer)});
     } catch (const std::exception&) {
       sent = 1;  // this peer is the one that is lost
     }
   };
-  if (!own) return owe(*job.scatter_out[id], job.sent[id]);
+  if (!own) return owe(*job.scatter_out[id], job.sent[id], job.layout.chunks()[id].owner);
   for (int peer = 0; peer < world_size_; ++peer) {
     if (peer == rank_) continue;
-    owe(job.gather_out(peer, id), job.sent[job.layout.chunks().size() + job.slot(peer, id)]);
+    owe(job.gather_out(peer, id), job.sent[job.layout.chunks().size() + job.slot(peer, id)], peer);
+  }
+}
+
+// A rank that is slower finds this one gone and would take it for the culprit. What says otherwise
+// leaves only when that rank asks for it, so this one stays until the first such word has reached every
+// other.
+void LaneExchange::linger() {
+  std::vector<LastWord> words;
+  {
+    std::unique_lock lock(mutex_);
+    progress_.wait_for(lock, kGoodbye, [this] { return told_; });
+    words = std::move(last_words_);
+  }
+  const auto deadline = std::chrono::steady_clock::now() + kGoodbye;
+  std::set<int32_t> heard{culprit_};
+  for (const LastWord& word : words) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        deadline - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return;
+    if (!heard.insert(word.peer).second) continue;
+    try {
+      word.message->wait(left);
+    } catch (const transports::PeerError&) {
+      continue;  // gone before
+    }
   }
 }
 
 void LaneExchange::close() {
+  bool failed = false;
   {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
     closed_ = true;
+    failed = failed_;
   }
   progress_.notify_all();
   watchdog_->stop();
   for_each_lane([](ReceiveLane& lane) { lane.abort(); });
+  if (failed) linger();
   std::unique_lock call(calls_, std::try_to_lock);
   if (!call.owns_lock()) {  // the training thread is within a call: let nothing hold it there
     {

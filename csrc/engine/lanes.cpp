@@ -3,6 +3,8 @@
 
 #include <pthread.h>
 
+#include <limits>
+
 #include "core/error.h"
 
 namespace lgreco::engine {
@@ -84,6 +86,12 @@ void ReceiveLane::abort() {
   stopping_ = true;
   for (size_t i = 0; i < posted_; ++i) queue_[i].message->abort();
   wake_.notify_one();
+}
+
+void ReceiveLane::take_all() {
+  const std::lock_guard lock(mutex_);
+  window_bytes_ = std::numeric_limits<int64_t>::max();
+  post_up_to_window();
 }
 
 void ReceiveLane::stop() {

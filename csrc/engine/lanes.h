@@ -111,6 +111,8 @@ class ReceiveLane {
   /// Wakes the lane out of its wait; nothing more is received after it.
   void abort();
   void stop();
+  /// After abort(): takes whatever else was expected, unseen, so that who sends it need not stay for it.
+  void take_all();
   /// Aborts the present wait if it began more than `limit` ago.
   void check_deadline(std::chrono::milliseconds limit);
 

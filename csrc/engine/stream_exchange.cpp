@@ -112,12 +112,13 @@ class StreamExchange final : public Exchange {
     settle();
     return committed_steps_;
   }
-  void set_committed_steps(uint64_t steps) override {
+  void set_steps(uint64_t committed, uint64_t so_far) override {
     kernels::DeviceTransaction now = read_transaction();
-    now.step = static_cast<uint32_t>(steps);
+    now.step = static_cast<uint32_t>(committed);
     write_transaction(now);
-    step_base_ = steps - now.step;
-    committed_steps_ = steps_begun_ = steps;
+    step_base_ = committed - now.step;
+    committed_steps_ = committed;
+    steps_begun_ = so_far;
   }
   Residuals& residuals() override { return *residuals_; }
 
@@ -125,6 +126,7 @@ class StreamExchange final : public Exchange {
     ExchangeStats stats;
     stats.steps = static_cast<int64_t>(steps_begun_);
     stats.wire_bytes = sent_bytes_;
+    stats.residual_bytes = residuals_->bytes();
     for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();
     return stats;
   }

@@ -34,6 +34,11 @@ void Watches::reset(std::vector<int64_t> numels) {
   waiting_.clear();
 }
 
+void Watches::forget() {
+  const std::lock_guard lock(mutex_);
+  waiting_.clear();
+}
+
 std::shared_ptr<Snapshot> Watches::next() {
   std::unique_lock lock(mutex_);
   complete_.wait(lock, [this] { return closed_ || !done_.empty(); });

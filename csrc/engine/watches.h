@@ -44,6 +44,8 @@ class Watches {
   void watch(uint64_t step, const std::vector<int32_t>& layers);
   /// Other elements are exchanged from the next step on: forgets the watches that were set.
   void reset(std::vector<int64_t> numels);
+  /// Forgets the watches that were set.
+  void forget();
   /// The next snapshot in order of completion; waits. Null after close().
   std::shared_ptr<Snapshot> next();
   /// Wakes who waits; what is complete can still be fetched.

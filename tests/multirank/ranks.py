@@ -29,6 +29,9 @@ import torch.distributed as dist
 PATIENCE_S = 120.0
 """How long a rank may take to answer before the test fails; a hang is a failure, not a wait."""
 
+LOSS_LIMIT_S = {signal.SIGKILL: 60.0, signal.SIGSTOP: 10.0}
+"""Time limit of a group that loses a rank to a signal: a killed one is known at once, a stopped one by the limit."""
+
 
 class RankFailed(AssertionError):
     """A rank raised or died; the message holds its traceback."""

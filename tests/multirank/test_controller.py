@@ -17,6 +17,7 @@ from training import Net, batch_of, digest, loss_of, make, same_on_all_ranks, st
 
 import lgreco
 from lgreco.choice import Dense
+from lgreco.measurement import Meter
 from lgreco.record import read
 
 SOLVER = {
@@ -51,6 +52,31 @@ def _plans_of(rank: int, world_size: int, settings: dict[str, Any], steps: int) 
     final = digest(ddp.parameters())
     state.close()
     return seen, final
+
+
+def _load_while_measuring(rank: int, world_size: int) -> Any:
+    ddp = make()
+    state = lgreco.attach(ddp, config(warmup_steps=0, lag=5))
+    train(ddp, rank, [0])
+    saved, weights = state.state_dict(), {name: value.clone() for name, value in ddp.state_dict().items()}
+    straight = train(ddp, rank, range(1, 12))
+    measure = Meter.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Meter, "measure", lambda meter, gradients: (time.sleep(0.5), measure(meter, gradients))[1])
+        ddp.load_state_dict(weights)
+        state.load_state_dict(saved)
+        assert train(ddp, rank, range(1, 10)) == straight[:9]  # the second table's first step is being measured
+        ddp.load_state_dict(weights)
+        state.load_state_dict(saved)
+    again = train(ddp, rank, range(1, 12))
+    state.close()
+    return straight == again, again
+
+
+def test_a_running_state_loads_while_a_table_is_measured() -> None:
+    """What the thread is at does not reach into the steps that are repeated: bit for bit, and nobody waits for ever."""
+    equal, _ = same_on_all_ranks(run(2, _load_while_measuring))
+    assert equal
 
 
 def test_plans_change_at_exact_steps_on_every_rank() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks, run
+from ranks import LOSS_LIMIT_S, Ranks, run
 from training import (
     Net,
     batch_of,
@@ -39,7 +39,6 @@ CHOICES = [
     "randomk(density=0.1, block=64)",
 ]
 FOUR_BITS = "quantize(bits=4, block=128)"
-LIMIT_S = 6.0
 
 
 def nodes_of(world_size: int, per_node: int) -> list[list[int]]:
@@ -305,16 +304,17 @@ def test_a_gathered_state_loads_with_other_nodes(before: int, after: int) -> Non
 def test_survivors_name_the_rank_that_is_lost(number: signal.Signals, culprit: int) -> None:
     """Ranks of its node, of its rail, and of neither: all raise in time and call it by its number in DDP's group."""
     config = everything(FOUR_BITS, ranks_per_node=2)
-    with Ranks(4, train_for_ever, config, timeout_s=LIMIT_S, store_on_rank_0=True) as ranks:
+    limit_s = LOSS_LIMIT_S[number]
+    with Ranks(4, train_for_ever, config, timeout_s=limit_s, store_on_rank_0=True) as ranks:
         for rank in range(4):
             assert ranks.answer(rank) == ("said", "going")
         ranks.signal(culprit, number)
         begin = time.monotonic()
         for rank in {0, 1, 2, 3} - {culprit}:
-            status, message = ranks.answer(rank, patience_s=3 * LIMIT_S)
+            status, message = ranks.answer(rank, patience_s=3 * limit_s)
             assert status == "error"
             assert re.search(rf"compressed exchange failed on rank {rank} at .*rank {culprit} ", message), message
-        assert time.monotonic() - begin < (LIMIT_S if number == signal.SIGKILL else 2 * LIMIT_S)
+        assert time.monotonic() - begin < (limit_s / 2 if number == signal.SIGKILL else 2 * limit_s)
         for rank in {0, 1, 2, 3} - {culprit}:
             ranks.processes[rank].join(10)
             assert ranks.processes[rank].exitcode == 0

@@ -94,7 +94,7 @@ TEST(LaneExchange, APlanMayChangeBetweenSteps) {
   run(world, steps_of(kThreeBuckets, 2));
   for (const auto& rank : world.ranks) rank->settle();
   world.plan = four_bits;
-  for (const auto& rank : compressed.ranks) rank->set_committed_steps(2);  // dense leaves no residual
+  for (const auto& rank : compressed.ranks) rank->set_steps(2, 2);  // dense leaves no residual
   EXPECT_EQ(run(world, steps_of(kThreeBuckets, 3)), run(compressed, steps_of(kThreeBuckets, 3)));
 }
 

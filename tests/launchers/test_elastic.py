@@ -40,7 +40,7 @@ def _start(folder: Path, name: str, *options: str) -> subprocess.Popen[str]:
                 "OMP_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "lo",
                 # torchrun's own: a lost node is given up within seconds, one that starts later is waited for.
-                "PET_RDZV_CONF": "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=5",
+                "PET_RDZV_CONF": "last_call_timeout=15,keep_alive_interval=1,keep_alive_max_attempt=5",
             },
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,13 @@ def _check(folder: Path, world_size: int, launcher: str) -> list[dict[str, Any]]
     return ranks
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def test_torchrun_on_one_node(tmp_path: Path) -> None:
     _run(LAUNCH / "torchrun.sh", "--per-node", "2", "--", JOINING, tmp_path)
     ranks = _check(tmp_path, 2, "torchrun")
@@ -58,7 +66,7 @@ def test_torchrun_on_one_node(tmp_path: Path) -> None:
 
 
 def test_torchrun_on_two_nodes_that_meet(tmp_path: Path) -> None:
-    port = 20000 + os.getpid() % 10000
+    port = _free_port()
     words = [LAUNCH / "torchrun.sh", "--nodes", "2", "--per-node", "1", "--head", f"localhost:{port}", "--", JOINING]
     other = subprocess.Popen([str(word) for word in [*words, tmp_path]], env=ENV)
     try:
@@ -165,7 +173,7 @@ def test_a_batch_job_of_slurm_on_two_nodes(tmp_path: Path, slurm: dict[str, str]
 
 
 def test_srun_of_a_torchrun_on_each_of_two_nodes(tmp_path: Path, slurm: dict[str, str]) -> None:
-    port = 20000 + (os.getpid() + 2) % 10000
+    port = _free_port()
     job = [LAUNCH / "torchrun.sh", "--nodes", "2", "--per-node", "2", "--head", f"localhost:{port}", "--restarts", "1"]
     _run("srun", "--nodes", "2", "--ntasks-per-node", "1", *job, "--", JOINING, tmp_path, **slurm)
     ranks = _check(tmp_path, 4, "torchrun")

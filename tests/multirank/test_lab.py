@@ -286,12 +286,12 @@ def test_a_bad_change_is_refused(text: str) -> None:
 
 @needs_namespaces
 def test_links_change_their_rate_while_a_command_runs() -> None:
-    wait = "for i in $(seq 200); do tc qdisc show dev eth0 | grep -q 'rate {}' && break; sleep 0.05; done; "
+    wait = "for i in $(seq 1000); do tc qdisc show dev eth0 | grep -q 'rate {}' && break; sleep 0.05; done; "
     command = "tc qdisc show dev eth0; " + wait.format("7Mbit") + "tc qdisc show dev eth0"
-    done = run_lab("--hosts", "2", "--rate", "50mbit", "--then", "0.5:7mbit", "--", "sh", "-c", command)
+    done = run_lab("--hosts", "2", "--rate", "50mbit", "--then", "4:7mbit", "--", "sh", "-c", command)
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         before, after = (line for line in done.stdout.splitlines() if line.startswith(f"[{rank}]"))
         assert "rate 50Mbit" in before
         assert "rate 7Mbit" in after
-    assert "lab: after 0.5 s the links carry 7 Mbit/s" in done.stderr
+    assert "lab: after 4 s the links carry 7 Mbit/s" in done.stderr

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,17 +27,21 @@ def check_equal(masks: Mapping[str, torch.Tensor], step: int, group: dist.Proces
     """Compares the masks of all ranks; collective.
 
     Raises:
-        RuntimeError: on every rank, naming the layers that differ and the ranks that differ from rank 0.
+        RuntimeError: on every rank, naming the layers that differ and the ranks that differ from rank 0; or those ranks
+            alone, where they have masks of other layers.
     """
     if not distributed(group):
         return
-    mine = torch.tensor([len(masks), *(checksum(mask) for mask in masks.values())], device=device_of(group))
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, mine, group=group)
-    first = everyone[0].cpu()
+    names = int.from_bytes(hashlib.sha256("\n".join(masks).encode()).digest()[:8], "little") >> 1
+    others = [str(rank) for rank, equal in enumerate(_equal_to_first([names], group)) if not equal[0]]
+    if others:
+        raise RuntimeError(
+            f"rank {', '.join(others)} and rank 0 prune different layers: the pruner's `layers`, the optimizers and "
+            "what is frozen must be the same on every rank"
+        )
     wrong: dict[str, list[int]] = {}
-    for rank, other in enumerate(everyone):
-        for name, same in zip(masks, (other.cpu() == first).tolist()[1:], strict=True):
+    for rank, equal in enumerate(_equal_to_first([checksum(mask) for mask in masks.values()], group)):
+        for name, same in zip(masks, equal, strict=True):
             if not same:
                 wrong.setdefault(name, []).append(rank)
     if wrong:
@@ -45,3 +50,12 @@ def check_equal(masks: Mapping[str, torch.Tensor], step: int, group: dist.Proces
             f"masks differ from rank 0's at step {step}: layer {layers}. Ranks must hold the same weights and the same "
             "settings of the pruner when masks are chosen"
         )
+
+
+def _equal_to_first(numbers: Sequence[int], group: dist.ProcessGroup | None) -> list[list[bool]]:
+    """Which of a rank's numbers are those of rank 0, by rank; as many on each; collective."""
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device_of(group))
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, mine, group=group)
+    first = everyone[0].cpu()
+    return [(other.cpu() == first).tolist() for other in everyone]

@@ -103,6 +103,17 @@ def test_a_forced_difference_is_detected_and_named() -> None:
     assert "wide.weight" not in message
 
 
+def _other_layers(rank: int, world_size: int) -> str:
+    pruner = Pruner(_model(0), None, OneShotSchedule(0.5), layers=["wide.*"] if rank == 2 else None)
+    with pytest.raises(RuntimeError) as raised:
+        pruner.prune(0.5)
+    return str(raised.value)
+
+
+def test_ranks_that_prune_other_layers_are_named() -> None:
+    assert "rank 2 and rank 0 prune different layers" in same_on_all_ranks(run(3, _other_layers))
+
+
 def _start(rank: int, world_size: int, steps: int) -> Any:
     model = _model(0)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)

@@ -73,7 +73,7 @@ def agree(group: dist.ProcessGroup, config: Config, layers: list[LayerInfo]) -> 
     """
     mine: dict[str, Any] = {
         "config": config.to_dict(),
-        "layers": [(layer.name, layer.shape, layer.dtype) for layer in layers],
+        "layers": [(layer.name, layer.shape, layer.dtype, layer.order) for layer in layers],
     }
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, mine, group=group)

@@ -58,7 +58,6 @@ class Binding:
         self.controller: Controller | Replay | None = None
         self._config = config
         self._node_groups: NodeGroups | None = None
-        self._orders: dict[str, tuple[int, ...] | None] = {}
         try:
             self._start(ddp, scaler, faults)
         except BaseException:
@@ -88,11 +87,7 @@ class Binding:
     def put_masks(self, masks: dict[str, LayerMask], steps: int = 0) -> None:
         """Layers, costs and the engine follow the masks."""
         self.masks = masks
-        ordered = {
-            layer.name: masks[layer.name].in_order(layer.shape, self._orders[layer.name])
-            for layer in self.layers
-            if layer.name in masks
-        }
+        ordered = {layer.name: masks[layer.name].in_memory(layer) for layer in self.layers if layer.name in masks}
         self.layers = [masking.masked(layer, ordered) for layer in self.layers]
         self.plan = resolve(self._config, self.layers)
         offers = self._offers(self.plan)
@@ -142,7 +137,6 @@ class Binding:
         named = _named_parameters(ddp)
         self.layers = [layer_of(name, parameter) for name, parameter in named.items()]
         self.names = {id(parameter): name for name, parameter in named.items()}
-        self._orders = {name: masking.memory_order(parameter) for name, parameter in named.items()}
         parameters = list(named.values())
         devices = {parameter.device for parameter in parameters}
         if len(devices) > 1:

@@ -38,6 +38,7 @@ def pack(
         "steps_so_far": int(engine.stats()["steps"]) if engine is not None else 0,
         "config": config.to_dict(),
         "shapes": {layer.name: list(layer.shape) for layer in layers},
+        "orders": _orders(layers),
         "masks": pack_masks(masks),
         "residuals": {
             part.name: {
@@ -63,7 +64,7 @@ def pack_gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **{key: first[key] for key in ("lgreco_state", "world_size", "steps", "config", "shapes")},
         # The same on every rank.
-        **{key: first[key] for key in ("steps_so_far", "masks", "solver", "nodes", "auto") if key in first},
+        **{key: first[key] for key in ("steps_so_far", "orders", "masks", "solver", "nodes", "auto") if key in first},
         "ranks": [state["residuals"] for state in states],
     }
 
@@ -109,6 +110,14 @@ def load(
     if dict(state["shapes"]) != expected:
         raise ValueError(f"the checkpoint is of another model: {_difference(state['shapes'], expected)}")
     residuals = _residuals_for(state, expected, rank, world_size, nodes)
+    turned = _turned(state.get("orders", {}), _orders(layers)) & set(residuals)
+    if turned:
+        warnings.warn(
+            "residuals start at zero where layers lie in memory in another order than in the checkpoint "
+            f'(channels_last?): {len(turned)} of {len(layers)}, "{min(turned)}" among them',
+            stacklevel=3,
+        )
+        residuals = {name: part for name, part in residuals.items() if name not in turned}
     parts = [
         _C.LayerResidual(
             name, part["sender"], part["owner"], part["owner_offset"], part.get("warm_p"), part.get("warm_q")
@@ -118,6 +127,15 @@ def load(
     engine.set_steps(state["steps"], state.get("steps_so_far", state["steps"]))
     before()
     engine.load(parts)
+
+
+def _orders(layers: Sequence[LayerInfo]) -> dict[str, list[int]]:
+    """The order of dimensions in memory of those layers that are not row-major."""
+    return {layer.name: list(layer.order) for layer in layers if layer.order is not None}
+
+
+def _turned(saved: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> set[str]:
+    return {name for name in {*saved, *now} if saved.get(name) != now.get(name)}
 
 
 def same_ranks(state: Mapping[str, Any], world_size: int, nodes: Nodes | None) -> bool:

@@ -23,6 +23,7 @@ class LayerInfo:
         kept: elements that its mask keeps; None where it has none.
         kept_matrix: rows and columns of its matrix that its mask keeps, where those are what it keeps, so that low rank
             factors this smaller matrix; None where it has no mask, or one of another kind.
+        order: dimensions from the outermost to the innermost as the gradient lies in memory; None: row-major.
 
     Raises:
         ValueError: for another dtype, more elements kept than there are, or a kept matrix of another size.
@@ -33,6 +34,7 @@ class LayerInfo:
     dtype: str
     kept: int | None = None
     kept_matrix: tuple[int, int] | None = None
+    order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ELEMENT_BYTES:
@@ -103,4 +105,13 @@ def layer_of(name: str, parameter: torch.Tensor) -> LayerInfo:
         ValueError: for a parameter that is not fp32, bf16 or fp16; names it.
     """
     dtype = _DTYPE_NAMES.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
-    return LayerInfo(name, tuple(parameter.shape), dtype)
+    return LayerInfo(name, tuple(parameter.shape), dtype, order=_memory_order(parameter))
+
+
+def _memory_order(parameter: torch.Tensor) -> tuple[int, ...] | None:
+    """As DDP lays gradients out: as the parameter lies where it has no holes (channels_last), else row-major."""
+    if parameter.is_contiguous():
+        return None
+    strides = parameter.stride()
+    order = tuple(sorted(range(parameter.dim()), key=lambda dimension: -strides[dimension]))
+    return order if parameter.permute(order).is_contiguous() else None

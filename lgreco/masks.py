@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,27 +50,15 @@ class LayerMask:
         """Rows and columns that it keeps of a layer of this shape; None where it keeps other than whole ones."""
         return _C.kept_matrix(self.bits, self.numel, matrix_shape(shape)[1])
 
-    def in_order(self, shape: tuple[int, ...], order: Sequence[int] | None) -> LayerMask:
-        """Of the elements as they follow each other in memory; `order` as `memory_order` gives it."""
-        if order is None:
+    def in_memory(self, layer: LayerInfo) -> LayerMask:
+        """Of the layer's elements as they follow each other in a bucket."""
+        if layer.order is None:
             return self
-        return LayerMask.of(self.tensor().view(shape).permute(*order).contiguous())
+        return LayerMask.of(self.tensor().view(layer.shape).permute(layer.order).contiguous())
 
     def packed(self) -> tuple[int, torch.Tensor]:
         """As the native engine takes it."""
         return self.numel, self.bits
-
-
-def memory_order(parameter: torch.Tensor) -> tuple[int, ...] | None:
-    """Dimensions from the outermost to the innermost as DDP lays out the parameter's gradient in a bucket.
-
-    That is the parameter's own layout where it has no holes (channels_last, transposed); None: row-major.
-    """
-    if parameter.is_contiguous():
-        return None
-    strides = parameter.stride()
-    order = tuple(sorted(range(parameter.dim()), key=lambda dimension: -strides[dimension]))
-    return order if parameter.permute(order).is_contiguous() else None
 
 
 def masked(layer: LayerInfo, masks: Mapping[str, LayerMask]) -> LayerInfo:

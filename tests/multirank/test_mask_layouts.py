@@ -75,6 +75,25 @@ def test_dense_values_are_those_of_masking_after_a_dense_exchange(kind: str) -> 
     run(2, _like_dense, kind)
 
 
+def _turned(rank: int, world_size: int) -> None:
+    ddp, config = make(_Layouts), everything("quantize(bits=2, block=128)")
+    state = lgreco.attach(ddp, config)
+    _gradients(ddp, rank, 0)
+    saved = state.gather()
+    again = make(lambda: _Layouts().to(memory_format=torch.contiguous_format))
+    state = lgreco.attach(again, config)
+    with pytest.warns(UserWarning, match=r"residuals start at zero where layers lie .*: 1 of 5, \"conv.weight\""):
+        state.load_state_dict(saved)
+    now = state.state_dict()["residuals"]
+    assert not now["conv.weight"]["sender"].any()
+    assert now["transposed"]["sender"].any()
+
+
+def test_residuals_of_another_layout_are_not_added_elsewhere() -> None:
+    """A run that goes on with a convolution that is no longer channels_last."""
+    run(2, _turned)
+
+
 def _only_kept(rank: int, world_size: int, choice: str) -> None:
     ddp = make(_Layouts)
     state = lgreco.attach(ddp, everything(choice))

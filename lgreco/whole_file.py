@@ -7,13 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def partial_of(path: Path) -> Path:
+    """What a file is called until it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` as the block ends; nothing stays of it where an error or Ctrl-C ends that.
 
     A process that is killed leaves NAME.partial behind, which the next one overwrites.
     """
-    fresh = path.with_name(path.name + ".partial")
+    fresh = partial_of(path)
     try:
         yield fresh
         fresh.replace(path)

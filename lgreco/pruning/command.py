@@ -22,7 +22,7 @@ from lgreco.plan_commands import readable_errors
 from lgreco.pruning.pruner import Pruner
 from lgreco.pruning.report import PruningReport
 from lgreco.pruning.schedule import OneShotSchedule
-from lgreco.whole_file import replacing
+from lgreco.whole_file import partial_of, replacing
 
 _PATH = click.Path(path_type=Path)
 _SAFETENSORS = ".safetensors"
@@ -68,9 +68,7 @@ def once(
     whose names, and those of what they are tied to, do not look like one (embed, emb, wte, wpe).
     """
     with readable_errors():
-        for path in (out, *([masks] if masks is not None else [])):
-            if not path.absolute().parent.is_dir():
-                raise ValueError(f'there is no folder "{path.parent}" to write to')
+        _check_paths(checkpoint, out, masks)
         content, weights = _read(checkpoint, key)
         model = _Weights(weights)
         pruner = Pruner(
@@ -86,9 +84,11 @@ def once(
         pruner.prune(sparsity)
         for name, parameter in model.named_parameters():
             weights[name].detach().copy_(parameter.detach())
-        _write(content, weights, out)
-        if masks is not None:
-            torch.save(pruner.state_dict(), masks)
+        with replacing(out) as fresh:
+            _write(content, weights, fresh, out.suffix)
+            if masks is not None:
+                with replacing(masks) as fresh_masks:
+                    _save(pruner.state_dict(), fresh_masks)
     _show(pruner.finalize(), out)
 
 
@@ -153,6 +153,31 @@ class _Weights(nn.Module):
         ]
 
 
+def _check_paths(checkpoint: Path, out: Path, masks: Path | None) -> None:
+    """Before any work: what is written can be, and nothing is written over the checkpoint but its pruned self."""
+    for option, path in (("--out", out), ("--masks", masks)):
+        if path is None:
+            continue
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no ordinary file"
+            raise ValueError(f'{option} must be a file to write, got "{path}", which is {kind}')
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f'there is no folder "{path.parent}" to write to')
+        if _same(partial_of(path), checkpoint):
+            raise ValueError(f'{option} {path} is first written as "{checkpoint}", which is CHECKPOINT: rename that')
+    if masks is None:
+        return
+    for option, path in (("CHECKPOINT", checkpoint), ("--out", out)):
+        if _same(masks, path):
+            raise ValueError(f'--masks must be a file of its own, got "{masks}", which is {option}')
+    if _same(partial_of(masks), out) or _same(partial_of(out), masks):
+        raise ValueError(f'of --out and --masks one is first written as the other, got "{out}" and "{masks}"')
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def _read(path: Path, key: str | None) -> tuple[Any, dict[str, torch.Tensor]]:
     """A checkpoint's content and, of it, the weights."""
     if not path.is_file():
@@ -196,15 +221,17 @@ def _is_weights(value: Any) -> bool:
     )
 
 
-def _write(content: Any, weights: Mapping[str, torch.Tensor], out: Path) -> None:
-    """The file is replaced when it is complete."""
-    with replacing(out) as fresh:
-        if out.suffix == _SAFETENSORS:
-            _safetensors().save_file(
-                {name: each.contiguous() for name, each in weights.items()}, fresh, {"format": "pt"}
-            )
-        else:
-            torch.save(content, fresh)
+def _write(content: Any, weights: Mapping[str, torch.Tensor], path: Path, suffix: str) -> None:
+    if suffix == _SAFETENSORS:
+        _safetensors().save_file({name: each.contiguous() for name, each in weights.items()}, path, {"format": "pt"})
+    else:
+        _save(content, path)
+
+
+def _save(content: Any, path: Path) -> None:
+    """torch.save, but a file that cannot be opened is an OSError."""
+    with path.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def _safetensors() -> Any:

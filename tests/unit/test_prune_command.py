@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,64 @@ def test_once_says_what_to_do_about_a_file_it_cannot_use(tmp_path: Path) -> None
         assert result.exit_code == 1, result.output
         assert match in " ".join(result.output.split())
         assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "masks", "match"),
+    [
+        ("out.pt", "out.pt", "--masks must be a file of its own, got .* which is --out"),
+        ("out.pt", "folder/../out.pt", "which is --out"),
+        ("out.pt", "in.pt", "which is CHECKPOINT"),
+        ("out.pt", "linked/in.pt", "which is CHECKPOINT"),
+        ("out.pt", "link.pt", "which is CHECKPOINT"),
+        ("in.pt", "in.pt", "which is CHECKPOINT"),
+        ("out.pt", "folder", "--masks must be a file to write, got .* which is a folder"),
+        ("folder", "masks.pt", "--out must be a file to write, got .* which is a folder"),
+        ("", "masks.pt", "--out must be a file to write, got .* which is a folder"),
+        ("pipe", "masks.pt", "which is no ordinary file"),
+        ("masks.pt.partial", "masks.pt", "one is first written as the other"),
+    ],
+)
+def test_once_refuses_to_write_over_anything_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, masks: str, match: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    torch.save(_model().state_dict(), "in.pt")
+    Path("linked").symlink_to(".")
+    Path("link.pt").symlink_to("in.pt")
+    os.mkfifo("pipe")
+    before = {path.name: path.read_bytes() if path.name.endswith(".pt") else b"" for path in tmp_path.iterdir()}
+    words = ["prune", "once", "in.pt", "--sparsity", "0.5", "--out", out, "--masks", masks]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1, result.output
+    assert re.search(match, " ".join(result.output.split())), result.output
+    after = {path.name: path.read_bytes() if path.name.endswith(".pt") else b"" for path in tmp_path.iterdir()}
+    assert after == before
+
+
+def test_once_keeps_a_checkpoint_that_has_the_name_of_an_unfinished_file(tmp_path: Path) -> None:
+    torch.save(_model().state_dict(), tmp_path / "out.pt.partial")
+    result = _once(tmp_path / "out.pt.partial", tmp_path / "out.pt")
+    assert result.exit_code == 1
+    assert "which is CHECKPOINT: rename that" in " ".join(result.output.split())
+    assert (tmp_path / "out.pt.partial").exists()
+
+
+def test_once_writes_both_files_or_none(tmp_path: Path) -> None:
+    torch.save(_model().state_dict(), tmp_path / "in.pt")
+    (tmp_path / "masks.pt.partial").mkdir()  # so that the masks cannot be written
+    result = _once(tmp_path / "in.pt", tmp_path / "out.pt", "--masks", str(tmp_path / "masks.pt"))
+    assert result.exit_code == 1
+    assert "Is a directory" in result.output
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_once_may_write_the_pruned_checkpoint_over_the_dense_one(tmp_path: Path) -> None:
+    torch.save(_model().state_dict(), tmp_path / "in.pt")
+    assert _once(tmp_path / "in.pt", tmp_path / "in.pt", "--masks", str(tmp_path / "masks.pt")).exit_code == 0
+    assert torch.load(tmp_path / "in.pt", weights_only=True)["0.weight"].count_nonzero() < 128
+    assert "lgreco_pruner" in torch.load(tmp_path / "masks.pt", weights_only=True)
 
 
 def test_once_refuses_what_it_cannot_read(tmp_path: Path) -> None:

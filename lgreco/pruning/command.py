@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import socket
@@ -22,11 +21,10 @@ from lgreco.plan_commands import readable_errors
 from lgreco.pruning.pruner import Pruner
 from lgreco.pruning.report import PruningReport
 from lgreco.pruning.schedule import OneShotSchedule
+from lgreco.pruning.weights_file import read, save, write
 from lgreco.whole_file import partial_of, replacing
 
 _PATH = click.Path(path_type=Path)
-_SAFETENSORS = ".safetensors"
-_USUAL_KEYS = ("model", "state_dict", "model_state_dict")
 _EMBEDDING = re.compile(r"embed|(?:^|[._])emb|emb(?:[._]|$)|(?:^|\.)w[tp]e\.", re.IGNORECASE)
 
 
@@ -69,7 +67,7 @@ def once(
     """
     with readable_errors():
         _check_paths(checkpoint, out, masks)
-        content, weights = _read(checkpoint, key)
+        content, weights = read(checkpoint, key)
         model = _Weights(weights)
         pruner = Pruner(
             model,
@@ -85,10 +83,10 @@ def once(
         for name, parameter in model.named_parameters():
             weights[name].detach().copy_(parameter.detach())
         with replacing(out) as fresh:
-            _write(content, weights, fresh, out.suffix)
+            write(content, weights, fresh, out.suffix)
             if masks is not None:
                 with replacing(masks) as fresh_masks:
-                    _save(pruner.state_dict(), fresh_masks)
+                    save(pruner.state_dict(), fresh_masks)
     _show(pruner.finalize(), out)
 
 
@@ -176,69 +174,6 @@ def _check_paths(checkpoint: Path, out: Path, masks: Path | None) -> None:
 
 def _same(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _read(path: Path, key: str | None) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A checkpoint's content and, of it, the weights."""
-    if not path.is_file():
-        raise ValueError(f'there is no file "{path}"')
-    if path.suffix == _SAFETENSORS:
-        weights = _safetensors().load_file(path)
-        return weights, weights
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file torch's reader raises whatever it stumbles over
-        unsafe = re.search(r"Unsupported (?:global|class).*?(?= was not|$)", str(error))
-        if unsafe is not None:
-            raise ValueError(
-                f"{path} holds more than tensors and plain containers ({unsafe[0]}), which is not loaded: it might run "
-                "code; save model.state_dict() alone"
-            ) from None
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} must be a file that torch.save has written: {reason}") from None
-    return content, _weights_of(content, path, key)
-
-
-def _weights_of(content: Any, path: Path, key: str | None) -> dict[str, torch.Tensor]:
-    if key is None and _is_weights(content):
-        return dict(content)
-    entries = content if isinstance(content, Mapping) else {}
-    found = [each for each, value in entries.items() if _is_weights(value)]
-    wanted = [each for each in found if each == key] if key is not None else found
-    if len(wanted) > 1:
-        wanted = [each for each in found if each in _USUAL_KEYS]
-    if len(wanted) == 1:
-        return dict(content[wanted[0]])
-    there = f"it has state_dicts under {', '.join(map(str, found))}; name one by --key" if found else "it has none"
-    raise ValueError(f"{path} must hold a state_dict, or a dict with one under {key or 'a key'}: {there}")
-
-
-def _is_weights(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in value.items())
-    )
-
-
-def _write(content: Any, weights: Mapping[str, torch.Tensor], path: Path, suffix: str) -> None:
-    if suffix == _SAFETENSORS:
-        _safetensors().save_file({name: each.contiguous() for name, each in weights.items()}, path, {"format": "pt"})
-    else:
-        _save(content, path)
-
-
-def _save(content: Any, path: Path) -> None:
-    """torch.save, but a file that cannot be opened is an OSError."""
-    with path.open("wb") as stream:
-        torch.save(content, stream)
-
-
-def _safetensors() -> Any:
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise ValueError(f"files of safetensors need the package ({error}); pip install safetensors") from None
 
 
 def _show(report: PruningReport, out: Path) -> None:

@@ -21,7 +21,7 @@ from lgreco.plan_commands import readable_errors
 from lgreco.pruning.pruner import Pruner
 from lgreco.pruning.report import PruningReport
 from lgreco.pruning.schedule import OneShotSchedule
-from lgreco.pruning.weights_file import read, save, write
+from lgreco.pruning.weights_file import read, save
 from lgreco.whole_file import partial_of, replacing
 
 _PATH = click.Path(path_type=Path)
@@ -45,7 +45,8 @@ def prune_group() -> None:
 )
 @click.option("--layers", multiple=True, help="Patterns of what to prune; all matrices but embeddings otherwise.")
 @click.option(
-    "--key", help='Of the entry that holds the state_dict; where not given, "model", "state_dict" or the only one.'
+    "--key",
+    help='Of the state_dict in the file, as "a" or "a.b"; where not given, the only one, "model" or "state_dict".',
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random criterion.")
 def once(
@@ -67,7 +68,8 @@ def once(
     """
     with readable_errors():
         _check_paths(checkpoint, out, masks)
-        content, weights = read(checkpoint, key)
+        file = read(checkpoint, key)
+        weights = file.weights
         model = _Weights(weights)
         pruner = Pruner(
             model,
@@ -83,7 +85,7 @@ def once(
         for name, parameter in model.named_parameters():
             weights[name].detach().copy_(parameter.detach())
         with replacing(out) as fresh:
-            write(content, weights, fresh, out.suffix)
+            file.write(fresh, out.suffix)
             if masks is not None:
                 with replacing(masks) as fresh_masks:
                     save(pruner.state_dict(), fresh_masks)

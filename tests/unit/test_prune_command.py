@@ -80,6 +80,55 @@ def test_once_finds_the_weights_in_checkpoints_of_many_forms(tmp_path: Path, aro
     pruner.load_state_dict(torch.load(tmp_path / "masks.pt", weights_only=True))
 
 
+def _others(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: each + 1.0 for name, each in weights.items()}
+
+
+def _trained(weights: dict[str, Any]) -> dict[str, Any]:
+    """What the optimizer, the scaler and a tracker save beside a model: tensors under names as well."""
+    moments = {name: {"exp_avg": torch.ones_like(each)} for name, each in weights.items()}
+    return {
+        "optimizer": {"state": moments, "param_groups": []},
+        "scaler": {"scale": torch.tensor(2.0), "growth_factor": 2.0},
+        "history": {"loss": torch.rand(10)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("around", "keys", "words"),
+    [
+        (lambda weights: {"outer": {"net": weights}, **_trained(weights)}, ["outer", "net"], []),
+        (lambda weights: {"a": {"x": {"b": weights, "c": _others(weights)}}}, ["a", "x", "b"], ["--key", "a.x.b"]),
+        (lambda weights: {"a": {"x": _others(weights)}, "a.x": {"b": weights}}, ["a.x", "b"], ["--key", "a.x.b"]),
+        (lambda weights: {"model": weights, "class": torch.rand(4), "ema": {"w": _others(weights)}}, ["model"], []),
+        (lambda weights: {**weights, "_extra_state": {"version": 1, "amax": torch.rand(2, 2)}}, [], []),
+        (lambda weights: {"model": {**weights, "2._extra_state": b"x", "0.calls": 7}, "step": 3}, ["model"], []),
+        (lambda weights: {**weights, "0._extra_state": torch.rand(8, 8)}, [], []),
+    ],
+)  # fmt: skip
+def test_once_finds_the_weights_at_any_depth_and_keeps_what_is_beside_them(
+    tmp_path: Path, around: Any, keys: list[str], words: list[str]
+) -> None:
+    model = _model()
+    dense = around({name: each.clone() for name, each in model.state_dict().items()})
+    torch.save(dense, tmp_path / "dense.pt")
+    result = _once(tmp_path / "dense.pt", tmp_path / "sparse.pt", *words)
+    assert "75.00% of 192 weights pruned" in result.output, result.output
+    Pruner(model, None, OneShotSchedule(0.75)).prune(0.75)
+    written = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    expected, found = dense, written
+    for key in keys:
+        expected, found = expected[key], found[key]
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    expected.update(model.state_dict())
+    torch.testing.assert_close(written, dense, rtol=0, atol=0)
+
+
+def test_once_prunes_vectors_where_a_file_has_nothing_else(tmp_path: Path) -> None:
+    torch.save({"vector": torch.rand(8)}, tmp_path / "dense.pt")
+    assert "75.00% of 8 weights" in _once(tmp_path / "dense.pt", tmp_path / "sparse.pt", "--layers", "*").output
+
+
 def test_once_prunes_a_tied_tensor_once_and_by_all_its_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shared, other = torch.randn(12, 8), torch.randn(8, 8)
@@ -110,13 +159,17 @@ def test_once_says_what_to_do_about_a_file_it_cannot_use(tmp_path: Path) -> None
     weights = _model().state_dict()
     torch.save(_model(), tmp_path / "module.pt")
     torch.save({"a": weights, "b": weights}, tmp_path / "two.pt")
+    torch.save({"x": {"a": weights, "b": weights}}, tmp_path / "nested.pt")
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     torch.save(weights, tmp_path / "good.pt")
     for name, out, words, match in (
         ("module.pt", "out.pt", [], "more than tensors and plain containers"),
         ("two.pt", "out.pt", [], "it has state_dicts under a, b; name one by --key"),
         ("two.pt", "out.pt", ["--key", "c"], "one under c: it has state_dicts under a, b"),
+        ("nested.pt", "out.pt", [], "it has state_dicts under x.a, x.b; name one by --key"),
+        ("nested.pt", "out.pt", ["--key", "x"], "one under x: it has state_dicts under x.a, x.b"),
         ("none.pt", "out.pt", [], "it has none"),
+        ("good.pt", "out.pt", ["--key", "model"], "it is one itself, which no --key names"),
         ("good.pt", "missing/out.pt", [], "there is no folder"),
         ("good.pt", "out.pt", ["--masks", str(tmp_path / "missing" / "masks.pt")], "there is no folder"),
     ):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -21,7 +20,7 @@ from lgreco.plan_commands import readable_errors
 from lgreco.pruning.pruner import Pruner
 from lgreco.pruning.report import PruningReport
 from lgreco.pruning.schedule import OneShotSchedule
-from lgreco.pruning.weights_file import read, save
+from lgreco.pruning.weights_file import place_of, read, save
 from lgreco.whole_file import partial_of, replacing
 
 _PATH = click.Path(path_type=Path)
@@ -82,8 +81,10 @@ def once(
             seed=seed,
         )
         pruner.prune(sparsity)
+        pruned = pruner.masks
         for name, parameter in model.named_parameters():
-            weights[name].detach().copy_(parameter.detach())
+            if plain_name(name) in pruned:  # others may be parts of what is pruned
+                weights[name].detach().copy_(parameter.detach())
         with replacing(out) as fresh:
             file.write(fresh, out.suffix)
             if masks is not None:
@@ -124,11 +125,11 @@ class _Weights(nn.Module):
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self._named: dict[str, nn.Parameter] = {}
-        made: dict[Any, nn.Parameter] = {}
+        made: dict[Hashable, nn.Parameter] = {}
         for name, tensor in weights.items():
             if not tensor.is_floating_point():
                 continue
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+            place = place_of(tensor)
             if place not in made:
                 made[place] = nn.Parameter(tensor.detach().clone())
             self._named[name] = made[place]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 _SAFETENSORS = ".safetensors"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _USUAL_KEYS = ("model", "state_dict", "model_state_dict")
 
 
@@ -22,10 +23,12 @@ class WeightsFile:
     Attributes:
         content: all of it.
         state_dict: the part of it that is pruned, changed in place; it may hold other things than tensors.
+        metadata: that of safetensors.
     """
 
     content: Any
     state_dict: dict[Any, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -39,7 +42,7 @@ class WeightsFile:
             ValueError: where safetensors cannot hold it.
         """
         if suffix == _SAFETENSORS:
-            _write_safetensors(self.state_dict, path)
+            _write_safetensors(self, path)
         else:
             save(self.content, path)
 
@@ -56,9 +59,18 @@ def read(path: Path, key: str | None) -> WeightsFile:
     """
     if not path.is_file():
         raise ValueError(f'there is no file "{path}"')
-    if path.suffix == _SAFETENSORS:
-        weights = _safetensors().load_file(path)
-        return WeightsFile(weights, weights)
+    file = _read_safetensors(path) if path.suffix == _SAFETENSORS else _read_torch(path, key)
+    _check_tensors(file.weights, path)
+    _make_whole(file)
+    return file
+
+
+def place_of(tensor: torch.Tensor) -> Hashable:
+    """The memory that a tensor reads and how: equal for those that are tied."""
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
+
+
+def _read_torch(path: Path, key: str | None) -> WeightsFile:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file torch's reader raises whatever it stumbles over
@@ -77,6 +89,46 @@ def save(content: Any, path: Path) -> None:
     """torch.save, but a file that cannot be opened is an OSError."""
     with path.open("wb") as stream:
         torch.save(content, stream)
+
+
+def _check_tensors(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    for name, each in weights.items():
+        found = ""
+        if each.is_meta:
+            found = "one without data (meta)"
+        elif each.layout != torch.strided:
+            found = f"one of layout {str(each.layout).removeprefix('torch.')}"
+        elif each.is_floating_point() and each.dtype not in _DTYPES:
+            found = f"one of {_name(each.dtype)}"
+        if found:
+            allowed = ", ".join(map(_name, _DTYPES))
+            raise ValueError(f'{path}: tensor "{name}" must be dense, and if floating one of {allowed}; got {found}')
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _make_whole(file: WeightsFile) -> None:
+    """Gives each element memory of its own, which those of an expanded tensor lack; tied tensors stay tied."""
+    made: dict[Hashable, torch.Tensor] = {}
+    for name, each in file.weights.items():
+        if _overlaps(each):
+            place = place_of(each)
+            if place not in made:
+                made[place] = each.detach().contiguous()
+            file.state_dict[name] = made[place]
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether two elements may be one in memory: where strides are not each beyond the reach of the smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += (size - 1) * stride
+    return False
 
 
 def _find(content: Any, path: Path, key: str | None) -> dict[Any, Any]:
@@ -136,18 +188,52 @@ def _is_extra_state(name: str) -> bool:
     return name.rpartition(".")[2] == "_extra_state"
 
 
-def _write_safetensors(state_dict: Mapping[Any, Any], path: Path) -> None:
-    others = [str(name) for name, each in state_dict.items() if not isinstance(each, torch.Tensor)]
+def _read_safetensors(path: Path) -> WeightsFile:
+    """Names that were tied when the file was written, as its metadata says, are tied again."""
+    package = _safetensors()
+    try:
+        with package.safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            metadata = file.metadata() or {}
+    except package.SafetensorError as error:
+        raise ValueError(f"{path} must be a file of safetensors: {error}") from None
+    weights |= {name: weights[first] for name, first in metadata.items() if name not in weights and first in weights}
+    return WeightsFile(weights, weights, metadata)
+
+
+def _write_safetensors(file: WeightsFile, path: Path) -> None:
+    """Of tied tensors the first alone is written, as safetensors.torch.save_model does, and load_model ties them."""
+    others = [str(name) for name, each in file.state_dict.items() if not isinstance(each, torch.Tensor)]
     if others:
         raise ValueError(
             f"safetensors holds nothing but tensors, and the state_dict has {', '.join(others[:5])} beside them: "
             "write it to a file with another suffix, such as .pt"
         )
-    _safetensors().save_file({name: each.contiguous() for name, each in state_dict.items()}, path, {"format": "pt"})
-
-
-def _safetensors() -> Any:
+    tensors: dict[str, torch.Tensor] = {}
+    metadata = {"format": "pt", **file.metadata}
+    first: dict[Hashable, str] = {}
+    for name, each in file.state_dict.items():
+        kept = first.setdefault(place_of(each), name)
+        if kept != name:
+            metadata[name] = kept
+        else:
+            tensors[name] = _alone(each)
     try:
-        return importlib.import_module("safetensors.torch")
+        _safetensors("torch").save_file(tensors, path, metadata)
+    except KeyError as error:
+        raise ValueError(f"safetensors holds no tensors of {error}: write to a file with another suffix") from None
+    except _safetensors().SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Contiguous and in memory that it fills, for safetensors refuses what shares some with another."""
+    tensor = tensor.detach().contiguous()
+    return tensor if tensor.nbytes == tensor.untyped_storage().nbytes() else tensor.clone()
+
+
+def _safetensors(module: str = "") -> Any:
+    try:
+        return importlib.import_module(f"safetensors.{module}" if module else "safetensors")
     except ImportError as error:
         raise ValueError(f"files of safetensors need the package ({error}); pip install safetensors") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -153,6 +154,99 @@ def test_once_prunes_safetensors(tmp_path: Path) -> None:
     Pruner(model, None, OneShotSchedule(0.75)).prune(0.75)
     written = files.load_file(tmp_path / "sparse.safetensors")
     assert all(torch.equal(written[name], value) for name, value in model.state_dict().items())
+
+
+def test_once_keeps_the_metadata_of_safetensors(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch")
+    metadata = {"format": "pt", "made_by": "someone"}
+    files.save_file(_model().state_dict(), tmp_path / "dense.safetensors", metadata)
+    assert _once(tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors").exit_code == 0
+    with importlib.import_module("safetensors").safe_open(tmp_path / "sparse.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+
+
+def test_once_writes_tied_tensors_to_safetensors_once_and_reads_them_tied(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch")
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.wte, model.head, model.other = nn.Embedding(12, 8), nn.Linear(8, 12, bias=False), nn.Linear(8, 8, bias=False)
+    model.head.weight = model.wte.weight
+    torch.save(model.state_dict(), tmp_path / "dense.pt")
+    once = tmp_path / "once.safetensors"
+    assert "75.00% of 64 weights" in _once(tmp_path / "dense.pt", once, "--layers", "other*").output
+    assert list(files.load_file(once)) == ["other.weight", "wte.weight"]
+    twice = tmp_path / "twice.safetensors"
+    assert "75.00% of 96 weights" in _once(once, twice, "--layers", "head.weight").output
+    files.load_model(model, twice)
+    assert model.wte.weight.count_nonzero() == 24
+    assert model.head.weight is model.wte.weight
+    assert "75.00% of 64 weights" in _once(twice, tmp_path / "again.pt").output, "head is still known as an embedding"
+    written = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert written["head.weight"].data_ptr() == written["wte.weight"].data_ptr()
+
+
+def test_once_writes_parts_of_one_storage_to_safetensors(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch")
+    torch.manual_seed(0)
+    whole = torch.randn(16, 8)
+    torch.save({"whole": whole, "part": whole[:8], "across": whole[:, ::2]}, tmp_path / "dense.pt")
+    result = _once(tmp_path / "dense.pt", tmp_path / "sparse.safetensors", "--layers", "whole")
+    assert result.exit_code == 0, result.output
+    written = files.load_file(tmp_path / "sparse.safetensors")
+    assert written["whole"].count_nonzero() == 32
+    assert torch.equal(written["part"], written["whole"][:8])
+    assert torch.equal(written["across"], written["whole"][:, ::2])
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_once_gives_expanded_tensors_memory_of_their_own(tmp_path: Path, suffix: str) -> None:
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+    torch.manual_seed(0)
+    tied = torch.randn(1, 8).expand(8, 8)
+    last = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    torch.save({"a": tied, "b": tied, "c": nn.Parameter(torch.randn(8, 1)).expand(8, 8), "d": last}, tmp_path / "in.pt")
+    result = _once(tmp_path / "in.pt", tmp_path / f"out.{suffix}", "--masks", str(tmp_path / "masks.pt"))
+    assert "75.00% of 416 weights" in result.output, result.output
+    assert _once(tmp_path / f"out.{suffix}", tmp_path / "again.pt").exit_code == 0
+    written = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert sum(int(written[name].count_nonzero()) for name in "acd") == 104
+    assert written["a"].data_ptr() == written["b"].data_ptr()
+    assert suffix == "safetensors" or written["d"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "match"),
+    [
+        (torch.randn(8, 8).to(torch.float8_e4m3fn), "got one of float8_e4m3fn"),
+        (torch.eye(8).to_sparse(), "got one of layout sparse_coo"),
+        (torch.randn(8, 8, device="meta"), r"got one without data \(meta\)"),
+    ],
+)
+def test_once_names_a_tensor_it_cannot_prune(tmp_path: Path, tensor: torch.Tensor, match: str) -> None:
+    torch.save({"good": torch.randn(8, 8), "bad.weight": tensor}, tmp_path / "in.pt")
+    result = _once(tmp_path / "in.pt", tmp_path / "out.pt")
+    assert result.exit_code == 1
+    text = " ".join(result.output.split())
+    assert re.search(f'"bad.weight" must be dense, and if floating one of float16, .*float64; {match}', text), text
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_once_says_what_safetensors_cannot_read_or_hold(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"abc")
+    weights = {"weight": torch.randn(8, 8)}
+    torch.save({**weights, "_extra_state": 1}, tmp_path / "extra.pt")
+    torch.save({**weights, "phases": torch.ones(2, dtype=torch.complex128)}, tmp_path / "complex.pt")
+    for name, match in (
+        ("bad.safetensors", "must be a file of safetensors: .*header"),
+        ("extra.pt", "holds nothing but tensors, and the state_dict has _extra_state beside them"),
+        ("complex.pt", "safetensors holds no tensors of torch.complex128"),
+    ):
+        result = _once(tmp_path / name, tmp_path / "out.safetensors")
+        assert result.exit_code == 1
+        assert re.search(match, " ".join(result.output.split())), result.output
+        assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_once_says_what_to_do_about_a_file_it_cannot_use(tmp_path: Path) -> None:

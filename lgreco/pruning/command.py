@@ -63,7 +63,8 @@ def once(
     """Prune a file of weights: a state_dict, or a dict that holds one, as torch.save writes it, or safetensors.
 
     A file of weights does not say which are embeddings: without --layers, tensors of two or more dimensions are pruned
-    whose names, and those of what they are tied to, do not look like one (embed, emb, wte, wpe).
+    but what could be an nn.Embedding's weight: of two dimensions, called "....weight", and with a name, its own or that
+    of what it is tied to, that looks like one (embed, emb, wte, wpe).
     """
     with readable_errors():
         _check_paths(checkpoint, out, masks)
@@ -146,12 +147,17 @@ class _Weights(nn.Module):
 
     def matrices(self) -> list[str]:
         """Names of what has two or more dimensions, not a single column, and by none of its names is an embedding."""
-        embeddings = {id(each) for name, each in self._named.items() if _EMBEDDING.search(name)}
+        embeddings = {id(each) for name, each in self._named.items() if _may_be_embedding(name, each)}
         return [
             plain_name(name)
             for name, each in self.named_parameters()
             if each.dim() >= 2 and matrix_shape(tuple(each.shape))[1] > 1 and id(each) not in embeddings
         ]
+
+
+def _may_be_embedding(name: str, tensor: torch.Tensor) -> bool:
+    """Whether an nn.Embedding may have this weight; a pos_embedding, or a convolution of patches, is none."""
+    return tensor.dim() == 2 and plain_name(name).endswith(".weight") and _EMBEDDING.search(name) is not None
 
 
 def _check_paths(checkpoint: Path, out: Path, masks: Path | None) -> None:

@@ -145,6 +145,25 @@ def test_once_prunes_a_tied_tensor_once_and_by_all_its_names(tmp_path: Path) -> 
     assert written["head.weight"].data_ptr() == written["transformer.wte.weight"].data_ptr()
 
 
+def test_once_prunes_of_embeddings_what_the_pruner_prunes(tmp_path: Path) -> None:
+    """A Pruner knows them by their modules: parameters and convolutions that are called so are none."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.pos_embedding = nn.Parameter(torch.randn(1, 5, 8))
+    model.positional_embedding = nn.Parameter(torch.randn(5, 8))
+    model.patch_embed = nn.Sequential(nn.Conv2d(3, 8, 2))
+    model.embeddings = nn.ModuleDict({"words": nn.Embedding(6, 8), "places": nn.Embedding(6, 8)})
+    model.head = nn.Linear(8, 4)
+    torch.save(model.state_dict(), tmp_path / "dense.pt")
+    result = _once(tmp_path / "dense.pt", tmp_path / "sparse.pt", "--masks", str(tmp_path / "masks.pt"))
+    assert result.exit_code == 0, result.output
+    pruner = Pruner(model, None, OneShotSchedule(0.75))
+    pruner.load_state_dict(torch.load(tmp_path / "masks.pt", weights_only=True))
+    assert list(pruner.masks) == ["pos_embedding", "positional_embedding", "patch_embed.0.weight", "head.weight"]
+    written = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    assert all(torch.equal(written[name], value) for name, value in model.state_dict().items())
+
+
 def test_once_prunes_safetensors(tmp_path: Path) -> None:
     files = pytest.importorskip("safetensors.torch")
     model = _model()

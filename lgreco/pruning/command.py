@@ -110,8 +110,9 @@ def gradual(config: Path, start: Path | None, assignments: tuple[str, ...], resu
     from lgreco.demo.settings import load_settings
 
     with readable_errors():
-        changed = [*assignments, *([f"start={start}"] if start is not None else [])]
-        settings = load_settings(config, changed)
+        settings = load_settings(config, assignments)
+        if start is not None:
+            settings = settings.model_copy(update={"start": start})
         if settings.pruning is None:
             raise ValueError(f'{config} has no block "pruning"')
         if "RANK" not in os.environ:

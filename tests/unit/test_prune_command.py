@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -402,6 +404,37 @@ def test_gradual_prunes_a_checkpoint_while_it_trains_on(tmp_path: Path, monkeypa
     kept = weight != 0
     torch.testing.assert_close(weight[kept], begun["blocks.0.mlp_in.weight"][kept], rtol=0, atol=1e-4)
     assert saved["pruner"]["steps"] == 12
+
+
+@pytest.mark.parametrize("start", ["2024", "a #b", "null", "[x", "k: v"])
+def test_gradual_takes_start_as_a_path_and_not_as_yaml(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    taken: list[Path | None] = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("lgreco.demo.ranks.joined", lambda device: nullcontext(SimpleNamespace(leads=True)))
+    monkeypatch.setattr("lgreco.demo.job.run_job", lambda settings, *rest: taken.append(settings.start))
+    config = str(REPOSITORY / "configs" / "prune_quickstart.yaml")
+    words = ["prune", "gradual", config, "--start", start, "--set", "start=other"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert taken == [Path(start)]
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("kind=[1]", r"pruning\.schedule: kind must be a name such as cubic, linear or one_shot, got \[1\]"),
+        ("kind={a: 1}", r"pruning\.schedule: kind must be a name such as cubic, linear or one_shot, got \{'a': 1\}"),
+        ("power=x", r"pruning\.schedule: power must be a number above 0, got 'x'"),
+        ("power=[2]", r"pruning\.schedule: power must be a number above 0, got \[2\]"),
+        ("power=true", r"pruning\.schedule: power must be a number above 0, got True"),
+    ],
+)
+def test_gradual_names_a_schedule_s_wrong_value(value: str, match: str) -> None:
+    config = str(REPOSITORY / "configs" / "prune_quickstart.yaml")
+    words = ["--set", "pruning.schedule.kind=polynomial", "--set", f"pruning.schedule.{value}"]
+    result = CliRunner().invoke(main, ["prune", "gradual", config, *words])
+    assert result.exit_code == 1
+    assert re.search(match, " ".join(result.output.split())), result.output
 
 
 def test_the_quickstart_of_pruning_can_be_read() -> None:

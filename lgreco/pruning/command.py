@@ -12,6 +12,7 @@ import click
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -193,13 +194,15 @@ def _show(report: PruningReport, out: Path) -> None:
         table.add_column(heading, justify="right")
     for layer in report.layers:
         shape = " x ".join(map(str, layer.shape))
-        table.add_row(layer.name, shape, f"{layer.numel:,}", f"{layer.kept_numel:,}", f"{layer.sparsity:.1%}")
+        table.add_row(escape(layer.name), shape, f"{layer.numel:,}", f"{layer.kept_numel:,}", f"{layer.sparsity:.1%}")
     console = Console()
     console.print(table)
     if report.unfit:
-        console.print(f"Dense, for the structure does not divide them: {', '.join(report.unfit)}", soft_wrap=True)
+        console.print(
+            f"Dense, for the structure does not divide them: {', '.join(report.unfit)}", soft_wrap=True, markup=False
+        )
     text = f"{report.sparsity:.2%} of {report.numel:,} weights pruned; written: {out}"
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _alone() -> dict[str, str]:

@@ -59,6 +59,8 @@ def read(path: Path, key: str | None) -> WeightsFile:
     """
     if not path.is_file():
         raise ValueError(f'there is no file "{path}"')
+    if path.suffix == _SAFETENSORS and key is not None:
+        raise ValueError(f"a file of safetensors is one state_dict, which no --key names, got {key!r}")
     file = _read_safetensors(path) if path.suffix == _SAFETENSORS else _read_torch(path, key)
     _check_tensors(file.weights, path)
     _make_whole(file)

@@ -253,18 +253,26 @@ def test_once_names_a_tensor_it_cannot_prune(tmp_path: Path, tensor: torch.Tenso
     assert not (tmp_path / "out.pt").exists()
 
 
+def test_once_shows_names_with_brackets_as_they_are(tmp_path: Path) -> None:
+    torch.save({"a[b]": torch.randn(8, 8), "[/x]": torch.randn(8, 8), "[u]odd": torch.randn(3, 3)}, tmp_path / "in.pt")
+    result = _once(tmp_path / "in.pt", tmp_path / "out[red].pt", "--structure", "1x4")
+    assert result.exit_code == 0, result.output
+    assert all(name in result.output for name in ("a[b] ", "[/x] ", "[u]odd", "out[red].pt")), result.output
+
+
 def test_once_says_what_safetensors_cannot_read_or_hold(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"abc")
     weights = {"weight": torch.randn(8, 8)}
     torch.save({**weights, "_extra_state": 1}, tmp_path / "extra.pt")
     torch.save({**weights, "phases": torch.ones(2, dtype=torch.complex128)}, tmp_path / "complex.pt")
-    for name, match in (
-        ("bad.safetensors", "must be a file of safetensors: .*header"),
-        ("extra.pt", "holds nothing but tensors, and the state_dict has _extra_state beside them"),
-        ("complex.pt", "safetensors holds no tensors of torch.complex128"),
+    for name, words, match in (
+        ("bad.safetensors", [], "must be a file of safetensors: .*header"),
+        ("bad.safetensors", ["--key", "model"], "is one state_dict, which no --key names, got 'model'"),
+        ("extra.pt", [], "holds nothing but tensors, and the state_dict has _extra_state beside them"),
+        ("complex.pt", [], "safetensors holds no tensors of torch.complex128"),
     ):
-        result = _once(tmp_path / name, tmp_path / "out.safetensors")
+        result = _once(tmp_path / name, tmp_path / "out.safetensors", *words)
         assert result.exit_code == 1
         assert re.search(match, " ".join(result.output.split())), result.output
         assert not (tmp_path / "out.safetensors").exists()

@@ -233,6 +233,7 @@ class Pruner:
 
     def _choose(self, level: float) -> None:
         """Chooses the masks of a level, compares them with all ranks and applies them."""
+        self._hold_weights()  # an optimizer may have moved what is pruned, even to NaN (0 / 0), which must not compete
         self._criterion.prepare(self._layers, self._masks, self._steps)
         with torch.no_grad():
             masks = choose_masks(

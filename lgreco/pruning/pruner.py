@@ -120,7 +120,8 @@ class Pruner:
         """Counts an optimizer step and does what is due after it; call it after `optimizer.step()` on every rank.
 
         A step that no optimizer took, which is what GradScaler does when it finds inf or NaN, does not count. Masks
-        that are overdue, as when a run begins past its schedule's end, are chosen at once.
+        that are overdue, as when a run begins past its schedule's end, are chosen at once. After an error weights and
+        masks are as they were, and the update is still due.
 
         Returns:
             Whether the masks changed.
@@ -138,8 +139,8 @@ class Pruner:
         due = self.schedule.last_update(self._steps)
         changes = due is not None and due > self._updated
         if changes and due is not None:
-            self._updated = due
             self._choose(self.schedule(due))
+            self._updated = due
         else:
             self._hold_weights()
         self._open_window()
@@ -249,7 +250,6 @@ class Pruner:
             check_equal(masks, self._steps, self._group)
             self._put(masks)
             self._criterion.settle(self._layers, self._masks)
-            self._hold_weights()
         self._changes.append(change_of(self._steps, self._masks))
         self._window.end()
 

@@ -26,10 +26,10 @@ def choose_masks(
     gradients: Tensors,
     fraction: float,
 ) -> dict[str, torch.Tensor]:
-    """The masks of a level. Pruned weights may be zeroed already where that costs no further pass.
+    """The masks of a level; weights stay as they are until all of them are chosen.
 
     Args:
-        layers: that fit the structure, by name.
+        layers: that fit the structure, by name; at zero where `masks` prune.
         level: sparsity over all of them, 0 to below 1.
         criterion: prepared for this update.
         structure: what is pruned together.
@@ -59,8 +59,7 @@ def choose_masks(
         )
         for name, each in scores.items()
     ]
-    zeroed = None if gradients or not isinstance(structure, Unstructured) else _zeroable(list(layers.values()))
-    kept = _select(candidates, level, allocation, zeroed)
+    kept = _select(candidates, level, allocation)
     chosen = {}
     for candidate, groups in zip(candidates, kept, strict=True):
         if gradients:
@@ -72,7 +71,7 @@ def choose_masks(
 
 def _scores_of(criterion: Criterion, name: str, weight: nn.Parameter, mask: torch.Tensor | None) -> torch.Tensor:
     scores = criterion.scores(name, weight)
-    if mask is None or criterion.order == "magnitude":  # pruned weights are zero: none has less magnitude
+    if mask is None or criterion.order == "magnitude":  # they are zero: none has less magnitude
         return scores
     if bool(scores.isnan().any()):  # also where it would be covered
         raise ValueError(f'layer "{name}": scores must be numbers, got NaN')
@@ -90,28 +89,15 @@ def _choose_pattern(structure: NofM, name: str, scores: torch.Tensor, order: str
     return structure.choose(_comparable(scores, order), level)
 
 
-def _zeroable(weights: Sequence[nn.Parameter]) -> list[torch.Tensor] | None:
-    """The weights as flat tensors, where all may be zeroed in the pass that selects."""
-    flat = []
-    for weight in weights:
-        if weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.is_contiguous():
-            return None
-        flat.append(weight.detach().view(-1))
-    return flat
-
-
-def _select(
-    candidates: Sequence[Candidate], level: float, allocation: Allocation, zeroed: Sequence[torch.Tensor] | None
-) -> list[torch.Tensor]:
+def _select(candidates: Sequence[Candidate], level: float, allocation: Allocation) -> list[torch.Tensor]:
     names = [candidate.name for candidate in candidates]
     order = candidates[0].order
     counts = allocation.kept_groups(candidates, level)
     if counts is None:
         total = sum(candidate.groups for candidate in candidates)
         kept = total - int(level * total + 0.5)
-        return keep_largest([each.scores for each in candidates], kept, order, zeroed, names)
+        return keep_largest([each.scores for each in candidates], kept, order, names=names)
     masks = []
-    for place, (candidate, count) in enumerate(zip(candidates, counts, strict=True)):
-        weights = None if zeroed is None else [zeroed[place]]
-        masks += keep_largest([candidate.scores], count, order, weights, [candidate.name])
+    for candidate, count in zip(candidates, counts, strict=True):
+        masks += keep_largest([candidate.scores], count, order, names=[candidate.name])
     return masks

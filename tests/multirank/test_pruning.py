@@ -91,8 +91,10 @@ def _differ(rank: int, world_size: int) -> str:
     if rank == 1:
         with torch.no_grad():
             model.odd.weight.add_(torch.randn_like(model.odd.weight))
+    before = digest(model.parameters())
     with pytest.raises(RuntimeError) as raised:
         pruner.prune(0.5)
+    assert digest(model.parameters()) == before, "an update is applied on all ranks or on none"
     return str(raised.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lgreco.pruning import CubicSchedule, Pruner
+from lgreco.pruning import CubicSchedule, OneShotSchedule, Pruner
 
 
 def _net(layers: int = 2) -> nn.Sequential:
@@ -53,3 +53,26 @@ def test_pruned_weights_that_an_optimizer_moves_without_a_gradient_stay_pruned(
         before = pruner.masks
     assert len(pruner.changes) == 5
     assert pruner.report().sparsity == pytest.approx(0.8, abs=2e-3)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("structure", ["unstructured", "rows", "2:4"])
+def test_an_update_that_raises_has_changed_nothing_and_is_still_due(allocation: str, structure: str) -> None:
+    model = _net(3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    pruner = Pruner(model, optimizer, OneShotSchedule(0.5, at=2), structure=structure, allocation=allocation)
+    _train(model, optimizer, pruner, 0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    optimizer.step()
+    with pytest.raises(ValueError, match=r'layer "1\.weight": scores must be numbers, got NaN'):
+        pruner.step()
+    assert not pruner.masks
+    assert not pruner.changes
+    with torch.no_grad():
+        model[1].weight[0, 0] = before["1.weight"][0, 0]
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    optimizer.step()
+    assert pruner.step(), "the update is made up for"
+    assert pruner.report().sparsity == pytest.approx(0.5, abs=0.02)

@@ -18,7 +18,7 @@ class Criterion(ABC):
 
     Attributes:
         order: value, or magnitude where only the absolute score counts (then a layer's weights may be its scores).
-        watches: whether `observe` wants the averaged gradient of each step.
+        watches: whether `observe` wants the averaged gradient of each step, which takes an optimizer.
     """
 
     order: Literal["magnitude", "value"] = "value"
@@ -94,15 +94,27 @@ class _Summed(Criterion):
             self._sums[name] = torch.zeros_like(product)
         self._add(self._sums[name], product)
 
+    def prepare(self, layers: Tensors, masks: Tensors, step: int) -> None:
+        """See Criterion.
+
+        Raises:
+            ValueError: before any gradient was seen, when all scores would be equal.
+        """
+        if not self._sums:
+            name = type(self).__name__.lower()
+            raise ValueError(
+                f"criterion {name} scores weights by the gradients of training and has seen none yet: prune after steps "
+                "of the pruner's optimizer, or by magnitude"
+            )
+
     @abstractmethod
     def _add(self, total: torch.Tensor, product: torch.Tensor) -> None:
         """Adds a step, `product` being weight times gradient."""
 
     def scores(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """See Criterion; zeros before any gradient was seen."""
-        if name not in self._sums:
-            self._sums[name] = torch.zeros_like(weight.detach(), dtype=torch.float32)
-        return self._sums[name]
+        """See Criterion; zeros for a layer that has had no gradient."""
+        total = self._sums.get(name)
+        return torch.zeros_like(weight.detach(), dtype=torch.float32) if total is None else total
 
     def state(self) -> dict[str, Any]:
         """See Criterion."""

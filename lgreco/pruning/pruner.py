@@ -37,7 +37,7 @@ class Pruner:
 
     Args:
         model: with or without DDP around it.
-        optimizer: one, several, or None (then each call of `step` counts).
+        optimizer: one, several, or None (then each call of `step` counts, and criteria that watch training see none).
         schedule: sparsity of the prunable weights together, by optimizer steps.
         criterion: magnitude, movement, taylor, random, or a Criterion such as OBert.
         structure: unstructured, rows, columns, a block as 1x4, a pattern as 2:4, or a Structure. Layers that a block
@@ -81,7 +81,7 @@ class Pruner:
         found = prunable(model, held if self._optimizers else None, layers)
         self._layers = {name: weight for name, weight in found.items() if self._structure.fits(tuple(weight.shape))}
         self._unfit = [name for name in found if name not in self._layers]
-        self._check_settings(regrowth)
+        self._check_settings(criterion, regrowth)
         self._masks: dict[str, torch.Tensor] = {}
         self._changes: list[Change] = []
         self._steps, self._updated = 0, -1
@@ -156,7 +156,10 @@ class Pruner:
         check_level("sparsity", sparsity)
         if isinstance(self._structure, NofM) and self._structure.kept_of_m(sparsity) == self._structure.m:
             raise ValueError(f"a sparsity of {sparsity:g} prunes nothing of the pattern's {self._structure.m} weights")
+        window_was_open = self._window.open
         self._choose(sparsity)
+        if window_was_open:
+            self._open_window()
 
     def report(self) -> PruningReport:
         """How sparse each layer is, and what regrowth has sent."""
@@ -281,8 +284,14 @@ class Pruner:
                 self._window.sums.clear()
             self._window.begin()
 
-    def _check_settings(self, regrowth: Regrowth | None) -> None:
+    def _check_settings(self, criterion: str | Criterion, regrowth: Regrowth | None) -> None:
         structure, final = self._structure, self.schedule.final
+        if self._criterion.watches and not self._optimizers:
+            name = criterion if isinstance(criterion, str) else type(criterion).__name__
+            raise ValueError(
+                f"criterion {name} scores weights by the gradients that an optimizer uses: pass the optimizer, or take "
+                "magnitude"
+            )
         if not self._layers:
             raise ValueError(f"no layer can be cut into {structure}: {', '.join(self._unfit)} do not fit")
         if not isinstance(structure, NofM):

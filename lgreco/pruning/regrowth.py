@@ -116,17 +116,18 @@ def regrow(
         scores: of its shape.
         order: magnitude or value.
         gradient: mean dense gradient, of its shape.
-        fraction: of the kept weights that are replaced, as far as there are pruned ones.
+        fraction: of the kept weights that are replaced, as far as there are pruned ones with a gradient: where nothing
+            is known of them, as in a layer without a gradient or a window without a finite one, none comes back.
 
     Returns:
         A mask with as many kept weights.
     """
     kept = int(mask.count_nonzero())
-    moved = min(int(fraction * kept), mask.numel() - kept)
+    steep = gradient.abs().masked_fill(mask, 0.0)
+    moved = min(int(fraction * kept), int(steep.count_nonzero()))
     if moved == 0:
         return mask
     ranked = scores.float().abs() if order == "magnitude" else scores.float()
     (stay,) = keep_largest([ranked.masked_fill(~mask, -torch.inf)], kept - moved, "value")
-    steep = gradient.abs().masked_fill(mask, -torch.inf)
     (grown,) = keep_largest([steep], moved, "value")
     return stay | grown

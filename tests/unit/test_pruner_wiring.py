@@ -226,3 +226,18 @@ def test_a_step_skipped_by_a_test_of_ones_own_does_not_reach_regrowth() -> None:
         pruner.step()
     assert pruner.steps == 6
     assert [change.step for change in pruner.changes] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("criterion", ["movement", "taylor"])
+def test_criteria_that_watch_training_say_what_they_have_not_seen(criterion: str) -> None:
+    model = _net()
+    with pytest.raises(ValueError, match=f"criterion {criterion} scores .* pass the optimizer, or take magnitude"):
+        Pruner(model, None, RAMP, criterion)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(model, optimizer, RAMP, criterion)
+    with pytest.raises(ValueError, match=f"criterion {criterion} .* has seen none yet: prune after steps"):
+        pruner.prune(0.5)
+    _plain(model, optimizer, 0)
+    pruner.step()
+    pruner.prune(0.5)
+    assert pruner.sparsity == pytest.approx(0.5, abs=1e-2)

@@ -6,7 +6,7 @@ all-reduce of their own, for the exchange of pruned layers no longer carries the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ class Regrowth:
 class DenseWindow:
     """The mean dense gradient of the layers over the steps of a window; equal on all ranks.
 
+    A step's gradient is the sum of all that was added to `.grad` in it, by every backward.
+
     Args:
         layers: by name.
         scale: GradScaler's scale of the gradients that backward gives, 1 without one.
@@ -55,7 +57,9 @@ class DenseWindow:
     ) -> None:
         self._layers, self._scale, self._group = layers, scale, group
         self._hooks: list[Any] = []
+        self._nodes: list[Any] = []
         self._step: dict[str, torch.Tensor] = {}
+        self._step_scale: float | None = None
         self.sums: dict[str, torch.Tensor] = {}
         self.sent_bytes = 0
 
@@ -65,11 +69,24 @@ class DenseWindow:
         return bool(self._hooks)
 
     def begin(self) -> None:
-        """Looks at gradients from the next backward on."""
+        """Looks from the next backward on at what is added to `.grad`; a layer that is frozen by now has nothing."""
         for name, weight in self._layers.items():
-            self._step[name] = torch.zeros_like(weight, dtype=torch.float32)
-            self.sums.setdefault(name, torch.zeros_like(weight, dtype=torch.float32))
-            self._hooks.append(weight.register_hook(_adder(self._step[name])))
+            self._step[name] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+            self.sums.setdefault(name, torch.zeros_like(self._step[name]))
+            if weight.requires_grad:
+                # Before the node that adds to .grad: gradients that torch.autograd.grad only looks at do not come here.
+                # A parameter holds its node weakly.
+                node = torch.autograd.graph.get_gradient_edge(weight).node
+                self._nodes.append(node)
+                self._hooks.append(node.register_prehook(self._adder(self._step[name])))
+
+    def _adder(self, total: torch.Tensor) -> Callable[[Sequence[torch.Tensor]], None]:
+        def add(gradients: Sequence[torch.Tensor]) -> None:
+            if self._step_scale is None:  # now: once the step is over the scale may have grown
+                self._step_scale = self._scale()
+            total.add_(gradients[0].detach())
+
+        return add
 
     def take(self, counts: bool) -> None:
         """Ends a step: its gradients are averaged and added, or dropped where the optimizer skipped; collective.
@@ -77,7 +94,7 @@ class DenseWindow:
         Dropped are inf and NaN, too: of a step that the caller has skipped by a test of his own before this one.
         """
         if counts:
-            flat = torch.cat([self._step[name].reshape(-1) for name in self._layers]) / self._scale()
+            flat = torch.cat([self._step[name].reshape(-1) for name in self._layers]) / (self._step_scale or 1.0)
             if distributed(self._group):
                 there = flat.to(device_of(self._group))
                 dist.all_reduce(there, group=self._group)
@@ -87,6 +104,7 @@ class DenseWindow:
             parts = flat.split([weight.numel() for weight in self._layers.values()])
             for name, part in zip(self._layers, parts, strict=True) if bool(flat.isfinite().all()) else ():
                 self.sums[name] += part.view(self.sums[name].shape)
+        self._step_scale = None
         for gradient in self._step.values():
             gradient.zero_()
 
@@ -95,15 +113,10 @@ class DenseWindow:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._nodes.clear()
         self._step.clear()
+        self._step_scale = None
         self.sums.clear()
-
-
-def _adder(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    def add(gradient: torch.Tensor) -> None:
-        total.add_(gradient)
-
-    return add
 
 
 def regrow(

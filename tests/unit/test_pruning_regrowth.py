@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -99,3 +100,56 @@ def test_no_more_comes_back_than_has_a_gradient() -> None:
     assert pruner.step()
     assert _grown(pruner, before) == 1
     assert pruner.masks["weight"][row, column]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_only_what_is_added_to_the_gradients_counts_and_keeps_no_graph() -> None:
+    model = _layer()
+    optimizer, pruner = _pruner(model, ConstantSchedule(final=0.5, begin=1, end=9, every=8), window=8)
+    _train(model, optimizer, pruner, range(1))
+    expected = torch.zeros(10, 10)
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        loss = _loss(model, step)
+        (slope,) = torch.autograd.grad(loss, model.weight, create_graph=True)  # a probe, and a penalty on it
+        penalized = loss + 0.1 * slope.square().sum()
+        expected += torch.autograd.grad(penalized, model.weight, retain_graph=True)[0]
+        penalized.backward(create_graph=step == 2)
+        model.weight.grad = model.weight.grad.detach()
+        optimizer.step()
+        pruner.step()
+    sums = pruner.state_dict()["regrowth"]["sums"]["weight"]
+    assert not sums.requires_grad
+    torch.testing.assert_close(sums, expected)
+
+
+@pytest.mark.parametrize("update_first", [True, False])
+def test_a_step_is_unscaled_by_the_scale_of_its_own_backward(update_first: bool) -> None:
+    model = _layer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    optimizer, pruner = _pruner(model, ConstantSchedule(final=0.5, begin=1, end=9, every=8), window=8, scaler=scaler)
+    expected = torch.zeros(10, 10)
+    scales = set()
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = _loss(model, step)
+        expected += torch.autograd.grad(loss, model.weight, retain_graph=True)[0] if step > 0 else 0.0
+        scales.add(scaler.get_scale())
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        for each in [scaler.update, pruner.step] if update_first else [pruner.step, scaler.update]:
+            each()
+    assert scales == {4.0, 8.0, 16.0}
+    torch.testing.assert_close(pruner.state_dict()["regrowth"]["sums"]["weight"], expected)
+
+
+def test_a_layer_that_is_frozen_in_mid_run_is_left_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
+    optimizer, pruner = _pruner(model, ConstantSchedule(final=0.5, begin=1, end=9, every=3), allocation="uniform")
+    _train(model, optimizer, pruner, range(2))
+    model[0].weight.requires_grad_(False).grad = None
+    before = pruner.masks
+    _train(model, optimizer, pruner, range(2, 8))
+    assert torch.equal(pruner.masks["0.weight"], before["0.weight"])
+    assert not torch.equal(pruner.masks["1.weight"], before["1.weight"])

@@ -10,7 +10,8 @@ A pruner is a criterion (which weights matter) x a structure (what is pruned tog
 layer) x a schedule (when), and one exact selection.
 """
 
-from lgreco.pruning.allocation import Allocation, Candidate, Erk, Global, Solver, Uniform, default_levels
+from lgreco.pruning.allocation import Allocation, Erk, Global, Solver, Uniform, default_levels
+from lgreco.pruning.candidate import Candidate
 from lgreco.pruning.criteria import Criterion, Magnitude, Movement, Random, Taylor
 from lgreco.pruning.evolution import Evolution
 from lgreco.pruning.obert import OBert

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,41 +11,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from lgreco.pruning.structure import Structure
+from lgreco.pruning.candidate import Candidate, even_order
 from lgreco.solver import minimise_error
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layer as an allocation sees it.
-
-    Attributes:
-        name: of the layer.
-        shape: of the layer.
-        scores: fp32 [groups], comparable within the layer and, for a global ranking, between layers.
-        group_numel: weights of a group.
-        order: magnitude or value: how scores compare.
-        weight: the layer itself, for allocations that try out masks.
-        structure: of its groups.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scores: torch.Tensor
-    group_numel: int
-    order: str
-    weight: torch.Tensor
-    structure: Structure
-
-    @property
-    def groups(self) -> int:
-        """Groups of the layer."""
-        return self.scores.numel()
-
-    @property
-    def numel(self) -> int:
-        """Weights of the layer."""
-        return self.groups * self.group_numel
 
 
 class Allocation(ABC):
@@ -70,10 +36,13 @@ class Global(Allocation):
         """See Allocation; groups of unlike sizes are ranked by a sort, for there are few of them."""
         if len({layer.group_numel for layer in layers}) == 1:
             return None
-        scores = np.concatenate([_ranked(layer) for layer in layers])
+        scores = np.concatenate([_ranked(layer, layer.scores) for layer in layers])
+        gone = np.concatenate([_gone(layer) for layer in layers])
         sizes = np.concatenate([np.full(layer.groups, layer.group_numel) for layer in layers])
         owner = np.concatenate([np.full(layer.groups, place) for place, layer in enumerate(layers)])
-        order = np.argsort(-scores, kind="stable")
+        place = np.zeros(len(scores), np.int64)
+        place[np.flatnonzero(gone)[even_order(int(gone.sum())).numpy()]] = np.arange(gone.sum())
+        order = np.lexsort((place, -scores, gone))  # as keep_groups ranks groups of one size
         before = np.cumsum(sizes[order]) - sizes[order]
         kept_numel = (1.0 - sparsity) * sizes.sum()
         kept = order[before + sizes[order] / 2 <= kept_numel]  # to the nearer side
@@ -123,7 +92,7 @@ def relative_errors(layers: Sequence[Candidate], levels: Sequence[float]) -> Err
     table = np.zeros((len(layers), len(levels)))
     for place, layer in enumerate(layers):
         # A negative score says that the weight had better go, -inf that it is gone.
-        energy = np.sort(np.maximum(_ranked(layer), 0.0).astype(np.float64)) ** 2
+        energy = np.sort(np.maximum(_ranked(layer, layer.covered()), 0.0).astype(np.float64)) ** 2
         total = energy.sum()
         sums = np.concatenate(([0.0], np.cumsum(energy)))
         pruned = [layer.groups - kept_at(layer, level) for level in levels]
@@ -202,9 +171,15 @@ def fill(kept: Sequence[int], layers: Sequence[Candidate], budget: float) -> lis
     return filled
 
 
-def _ranked(layer: Candidate) -> npt.NDArray[np.float32]:
-    scores: npt.NDArray[np.float32] = layer.scores.detach().float().cpu().numpy()
-    return np.abs(scores) if layer.order == "magnitude" else scores
+def _ranked(layer: Candidate, scores: torch.Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = scores.detach().float().cpu().numpy()
+    return np.abs(array) if layer.order == "magnitude" else array
+
+
+def _gone(layer: Candidate) -> npt.NDArray[np.bool_]:
+    standing = layer.standing
+    gone: npt.NDArray[np.bool_] = np.zeros(layer.groups, bool) if standing is None else (~standing).cpu().numpy()
+    return gone
 
 
 def make_allocation(allocation: str | Allocation) -> Allocation:

@@ -103,8 +103,8 @@ class _Summed(Criterion):
         if not self._sums:
             name = type(self).__name__.lower()
             raise ValueError(
-                f"criterion {name} scores weights by the gradients of training and has seen none yet: prune after steps "
-                "of the pruner's optimizer, or by magnitude"
+                f"criterion {name} scores weights by the gradients of training and has seen none yet: prune after "
+                "steps of the pruner's optimizer, or by magnitude"
             )
 
     @abstractmethod

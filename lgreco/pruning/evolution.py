@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from lgreco.pruning.agreement import device_of, distributed
-from lgreco.pruning.allocation import Allocation, Candidate, Uniform, fill
-from lgreco.pruning.selection import keep_largest
+from lgreco.pruning.allocation import Allocation, Uniform, fill
+from lgreco.pruning.candidate import Candidate, keep_groups
 
 _MOST_SWITCHES = 3
 
@@ -109,9 +110,9 @@ class _Trial:
     """Puts levels on the weights and takes them off again."""
 
     def __init__(self, layers: Sequence[Candidate]) -> None:
-        self._layers = layers
+        # Scores may be the weights themselves.
+        self._layers = [replace(layer, scores=layer.scores.detach().clone()) for layer in layers]
         self._weights = [layer.weight.detach().clone() for layer in layers]
-        self._scores = [layer.scores.detach().clone() for layer in layers]  # they may be the weights themselves
         self._now = [-1] * len(layers)
 
     def put(self, kept: Sequence[int]) -> None:
@@ -119,7 +120,7 @@ class _Trial:
         for place, (layer, count) in enumerate(zip(self._layers, kept, strict=True)):
             if self._now[place] == count:
                 continue
-            (groups,) = keep_largest([self._scores[place]], count, layer.order, names=[layer.name])
+            (groups,) = keep_groups([layer], count)
             mask = layer.structure.expand(groups, layer.shape)
             layer.weight.detach().copy_(self._weights[place] * mask)
             self._now[place] = count

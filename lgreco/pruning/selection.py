@@ -45,6 +45,16 @@ def keep_largest(
         return _selected(arrays, kept, order, weights, names, [each.device for each in scores])
 
 
+def check_numbers(name: str, scores: torch.Tensor) -> None:
+    """Refuses NaN.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError(f'layer "{name}": scores must be numbers, got NaN') from None
+
+
 def _selected(
     arrays: Sequence[torch.Tensor],
     kept: int,
@@ -60,9 +70,7 @@ def _selected(
         key, ties, _, _ = _C.find_threshold(arrays, kept, order, stream)
     except ValueError:
         for place, each in enumerate(arrays):
-            if bool(each.isnan().any()):
-                name = names[place] if names is not None else f"tensor {place}"
-                raise ValueError(f'layer "{name}": scores must be numbers, got NaN') from None
+            check_numbers(names[place] if names is not None else f"tensor {place}", each)
         raise
     masks = []
     for place, array in enumerate(arrays):

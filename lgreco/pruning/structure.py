@@ -196,17 +196,19 @@ class NofM(Structure):
         """How many of each m a level keeps."""
         return max(self.n, self.m - int(level * self.m + 1e-9))
 
-    def choose(self, scores: torch.Tensor, level: float) -> torch.Tensor:
+    def choose(self, scores: torch.Tensor, level: float, standing: torch.Tensor | None = None) -> torch.Tensor:
         """The mask of a layer, bool [layer's shape]; ties go to the lowest index.
 
-        A weight's rank in its group is the number of weights before it, which takes m comparisons and no sort.
+        What stands (bool of the layer's shape; None for all) comes before what is pruned. A weight's rank in its group
+        is the number of weights before it, which takes m comparisons and no sort.
         """
         groups = scores.float().reshape(-1, self.m)
+        stands = torch.ones_like(groups, dtype=torch.bool) if standing is None else standing.reshape(-1, self.m)
         rank = torch.zeros_like(groups, dtype=torch.int32)
         for other in range(self.m):
-            beside = groups[:, other : other + 1]
-            rank[:, :other] += beside > groups[:, :other]
-            rank[:, other + 1 :] += beside >= groups[:, other + 1 :]
+            beside, alike = groups[:, other : other + 1], stands[:, other : other + 1] == stands
+            rank += (stands[:, other : other + 1] & ~stands) | (alike & (beside > groups))
+            rank[:, other + 1 :] += (alike & (beside == groups))[:, other + 1 :]
         return (rank < self.kept_of_m(level)).view(scores.shape)
 
 

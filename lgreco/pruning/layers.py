@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,36 @@ def aliases_of(model: nn.Module) -> dict[str, str]:
         name = plain_name(name)
         aliases[name] = first.setdefault(id(parameter), name)
     return aliases
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer's parameter hangs in the model.
+
+    Attributes:
+        name: of the layer.
+        module: whose parameter it is.
+        attribute: its name there.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Whether it is this one."""
+        return self.module._parameters.get(self.attribute) is parameter
+
+
+def places_of(model: nn.Module, layers: Mapping[str, nn.Parameter]) -> list[Place]:
+    """Every place of every layer; a tied one has several."""
+    names = {id(parameter): name for name, parameter in layers.items()}
+    return [
+        Place(names[id(parameter)], module, attribute)
+        for module in unwrapped(model).modules()
+        for attribute, parameter in module._parameters.items()
+        if id(parameter) in names
+    ]
 
 
 def prunable(

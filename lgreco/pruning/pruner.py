@@ -13,7 +13,7 @@ from lgreco.pruning import pruner_state
 from lgreco.pruning.agreement import check_equal
 from lgreco.pruning.allocation import Allocation, Global, Uniform, make_allocation
 from lgreco.pruning.criteria import Criterion, make_criterion
-from lgreco.pruning.layers import group_of, prunable
+from lgreco.pruning.layers import group_of, places_of, prunable
 from lgreco.pruning.masks import hold_
 from lgreco.pruning.moments import hold_moments, optimizers_of
 from lgreco.pruning.regrowth import DenseWindow, Regrowth
@@ -88,7 +88,9 @@ class Pruner:
         self._state: Any = None
         self._regrowth = regrowth
         self._window = DenseWindow(self._layers, scaler.get_scale if scaler else lambda: 1.0, self._group)
-        self._watch = Watch(self._optimizers, self._layers, self._masks, self._criterion)
+        self._watch = Watch(
+            self._optimizers, self._layers, places_of(model, self._layers), self._masks, self._criterion
+        )
         self._open_window()
 
     @property
@@ -119,21 +121,24 @@ class Pruner:
     def step(self) -> bool:
         """Counts an optimizer step and does what is due after it; call it after `optimizer.step()` on every rank.
 
-        A step that no optimizer took, which is what GradScaler does when it finds inf or NaN, does not count. Masks
-        that are overdue, as when a run begins past its schedule's end, are chosen at once. After an error weights and
-        masks are as they were, and the update is still due.
+        A step that no optimizer took, which is what GradScaler does when it finds inf or NaN, does not count; where
+        weights have changed all the same, a warning says so. Masks that are overdue, as when a run begins past its
+        schedule's end, are chosen at once. After an error weights and masks are as they were, and the update is still
+        due.
 
         Returns:
             Whether the masks changed.
 
         Raises:
             ValueError: for weights or scores that are NaN, naming the layer.
-            RuntimeError: where masks differ between ranks, naming layers and ranks.
+            RuntimeError: where masks differ between ranks, naming layers and ranks; or where a layer has another
+                parameter than the pruner was made for.
         """
         counts = self._watch.took_step() or not self._optimizers
         if self._window.open:
             self._window.take(counts)
         if not counts:
+            self._watch.look()
             return False
         self._steps += 1
         due = self.schedule.last_update(self._steps)
@@ -144,6 +149,7 @@ class Pruner:
         else:
             self._hold_weights()
         self._open_window()
+        self._watch.look()
         return changes
 
     def prune(self, sparsity: float) -> None:
@@ -158,6 +164,7 @@ class Pruner:
             raise ValueError(f"a sparsity of {sparsity:g} prunes nothing of the pattern's {self._structure.m} weights")
         window_was_open = self._window.open
         self._choose(sparsity)
+        self._watch.look()
         if window_was_open:
             self._open_window()
 
@@ -228,11 +235,12 @@ class Pruner:
         self._window.end()
         self._window.sums.update(loaded.sums)
         self._window.sent_bytes = loaded.sent_bytes
-        self._watch.took_step()  # torch.distributed.checkpoint makes an optimizer's state by a step that does not count
+        self._watch.forget()  # torch.distributed.checkpoint makes an optimizer's state by a step that does not count
         ended = {name: torch.ones_like(mask) for name, mask in self._masks.items() if name not in loaded.masks}
         self._masks.clear()
         self._put(loaded.masks)
         self._tell(ended)
+        self._watch.look()
         self._open_window(keep=True)
 
     def _choose(self, level: float) -> None:

@@ -2,10 +2,13 @@
 
 Gradients of pruned weights are zeroed as soon as backward has them, so that they are not sent, not counted when the
 norm is clipped, and enter no moment; and again before the optimizer uses them, for a codec may deliver something there.
+
+It also notices when training goes on without it: with another optimizer, or other parameters.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +16,10 @@ import torch
 from torch import nn
 
 from lgreco.pruning.criteria import Criterion
+from lgreco.pruning.layers import Place
 from lgreco.pruning.masks import hold_
+
+_MADE_ANEW = "make the Pruner anew and load this one's state_dict()"
 
 
 class Watch:
@@ -22,6 +28,7 @@ class Watch:
     Args:
         optimizers: of the model.
         layers: that are pruned, by name.
+        places: where they hang in the model.
         masks: in force; looked at each time.
         criterion: is shown the gradients if it wants them.
     """
@@ -30,26 +37,64 @@ class Watch:
         self,
         optimizers: Sequence[torch.optim.Optimizer],
         layers: Mapping[str, nn.Parameter],
+        places: Sequence[Place],
         masks: Mapping[str, torch.Tensor],
         criterion: Criterion,
     ) -> None:
-        self._layers, self._masks, self._criterion = layers, masks, criterion
-        self._stepped = False
+        self._layers, self._places, self._masks, self._criterion = layers, list(places), masks, criterion
+        self._stepped, self._expects_steps = False, bool(optimizers)
+        self._versions: list[int] = []
         self._hooks: list[Any] = [each.register_step_pre_hook(self._before_step) for each in optimizers]
         for name, weight in layers.items():
             if weight.requires_grad:
                 self._hooks.append(weight.register_post_accumulate_grad_hook(_holder(name, masks)))
 
     def took_step(self) -> bool:
-        """Whether any optimizer took a step since the last call."""
-        stepped, self._stepped = self._stepped, False
+        """Whether any optimizer took a step since the last call.
+
+        Warns where weights have changed since `look` all the same, which a step that GradScaler skips does not do: by
+        the counts of changes that torch keeps, which fused optimizers do not raise.
+
+        Raises:
+            RuntimeError: where a layer's parameter was replaced.
+        """
+        stepped = self._stepped
+        self.forget()
+        for place in self._places:
+            if not place.holds(self._layers[place.name]):
+                raise RuntimeError(
+                    f'layer "{place.name}" is no longer the parameter that the pruner was made for, as after '
+                    f"load_state_dict(assign=True): {_MADE_ANEW}"
+                )
+        versions, seen = self._now(), self._versions or self._now()
+        changed = [name for name, now, then in zip(self._layers, versions, seen, strict=True) if now != then]
+        if self._expects_steps and changed and not stepped:
+            warnings.warn(
+                f'layer "{changed[0]}" has changed, but no optimizer that the pruner was given took a step, so this '
+                f"step does not count: if the optimizer was rebuilt, {_MADE_ANEW}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return stepped
+
+    def look(self) -> None:
+        """What weights are now is what a step is to change."""
+        self._versions = self._now()
+
+    def forget(self) -> None:
+        """Steps so far do not count."""
+        self._stepped = False
+
+    def _now(self) -> list[int]:
+        return [weight._version for weight in self._layers.values()]
 
     def remove(self) -> None:
         """Leaves model and optimizers as they were."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._places.clear()
+        self._expects_steps = False
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """GradScaler does not call the optimizer in a step it skips; fused ones are called, and told by found_inf.

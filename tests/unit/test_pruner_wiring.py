@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -241,3 +242,58 @@ def test_criteria_that_watch_training_say_what_they_have_not_seen(criterion: str
     pruner.step()
     pruner.prune(0.5)
     assert pruner.sparsity == pytest.approx(0.5, abs=1e-2)
+
+
+def test_an_optimizer_that_was_rebuilt_is_noticed() -> None:
+    model = _net()
+    first = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(model, first, RAMP)
+    _plain(model, first, 0)
+    pruner.step()
+    second = torch.optim.AdamW(model.parameters(), 0.01)
+    _plain(model, second, 1)
+    with pytest.warns(RuntimeWarning, match=r'layer "0\.weight" has changed, but .* make the Pruner anew'):
+        assert not pruner.step()
+    again = Pruner(model, second, RAMP)
+    again.load_state_dict(pruner.state_dict())
+    pruner.finalize()
+    for step in range(1, 9):
+        _plain(model, second, step)
+        again.step()
+    assert again.report().sparsity == pytest.approx(0.8, abs=2e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not pruner.step(), "it has ended"
+
+
+def test_steps_that_are_skipped_and_changes_by_the_pruner_itself_are_no_matter() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner, by_calls = Pruner(model, optimizer, RAMP), Pruner(model, None, RAMP)
+    saved = pruner.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_state_dict(_net().state_dict())  # as DDP does, too, when it takes over rank 0's weights
+        assert not pruner.step()
+        for step in range(3):
+            _plain(model, optimizer, step)
+            pruner.step()
+            by_calls.step()
+            assert not pruner.step()
+        pruner.prune(0.5)
+        assert not pruner.step()
+        model.load_state_dict(_net().state_dict())
+        pruner.load_state_dict(saved)
+        assert not pruner.step()
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["optimizer", "none"])
+def test_parameters_that_were_replaced_are_noticed(given: bool) -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(model, optimizer if given else None, RAMP)
+    _plain(model, optimizer, 0)
+    pruner.step()
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    with pytest.raises(RuntimeError, match=r'layer "0\.weight" is no longer the parameter .* make the Pruner anew'):
+        pruner.step()

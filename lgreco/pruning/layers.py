@@ -74,7 +74,7 @@ def places_of(model: nn.Module, layers: Mapping[str, nn.Parameter]) -> list[Plac
 def prunable(
     model: nn.Module,
     held: Iterable[torch.Tensor] | None,
-    patterns: Sequence[str] | None,
+    patterns: str | Sequence[str] | None,
 ) -> dict[str, nn.Parameter]:
     """The layers to prune, in the model's order; a tensor that several modules share counts once.
 
@@ -86,13 +86,16 @@ def prunable(
     Args:
         model: may be wrapped in DDP.
         held: the optimizers' parameters; others are not trained. None: what needs a gradient is.
-        patterns: fnmatch over names without `module.`.
+        patterns: fnmatch over names without `module.`; one or several.
 
     Raises:
-        ValueError: for a pattern that matches no layer, or only frozen ones; or where nothing is left to prune.
+        ValueError: for a pattern that matches no layer, or only frozen ones; where nothing is left to prune; or for a
+            layer that cannot be pruned: sharded, with sparse gradients, or without a shape yet.
     """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     aliases = aliases_of(model)
     parameters = {plain_name(name): each for name, each in unwrapped(model).named_parameters()}
+    _check_initialized(parameters)
     ids = None if held is None else {id(each) for each in held}
     trained = {
         name: each
@@ -107,7 +110,31 @@ def prunable(
             "the model has no layer to prune: none of two or more dimensions, except embeddings and norms, "
             f"{trained_by}; name what to prune with layers=[...]"
         )
+    _check_dense(model, layers)
     return layers
+
+
+def _check_initialized(parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, each in parameters.items():
+        if isinstance(each, nn.UninitializedParameter):
+            raise ValueError(f'layer "{name}" has no shape yet (a lazy module): run one forward before making a pruner')
+
+
+def _check_dense(model: nn.Module, layers: Mapping[str, nn.Parameter]) -> None:
+    """Masks and moments are of whole layers with dense gradients."""
+    names = {id(each): name for name, each in layers.items()}
+    for name, each in layers.items():
+        if hasattr(each, "device_mesh"):
+            raise ValueError(
+                f'layer "{name}" is sharded (a DTensor, as fully_shard makes), and a pruner takes whole layers: prune '
+                "under DDP, or before sharding"
+            )
+    for module in unwrapped(model).modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and id(module.weight) in names:
+            raise ValueError(
+                f'layer "{names[id(module.weight)]}" has sparse gradients, which cannot be masked: make its embedding '
+                "with sparse=False, or leave it out of layers"
+            )
 
 
 _NOT_MATRICES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
@@ -140,6 +167,8 @@ def _matching(
             raise ValueError(f'pattern "{pattern}" matches no layer; layers are {", ".join(list(parameters)[:8])}, ...')
         free = {name for name in found if name in trained and parameters[name].dim() >= 1}
         if not free:
-            raise ValueError(f'pattern "{pattern}" matches only layers that are frozen or in no optimizer given')
+            dtypes = {str(parameters[name].dtype) for name in found if not parameters[name].is_floating_point()}
+            which = f"of {', '.join(sorted(dtypes))}, which is no real floating type" if dtypes else "that are frozen"
+            raise ValueError(f'pattern "{pattern}" matches only layers {which} or in no optimizer given')
         names |= free
     return names

@@ -7,6 +7,7 @@ moments, their maxima, averages): it is zeroed where the mask is False.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,9 @@ def optimizers_of(
     """
     if optimizer is None:
         return []
-    listed = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    listed: list[Any] = [optimizer]
+    if isinstance(optimizer, Iterable) and not isinstance(optimizer, torch.optim.Optimizer):
+        listed = list(optimizer)
     for each in listed:
         if not isinstance(each, torch.optim.Optimizer):
             raise ValueError(f"optimizer must be a torch optimizer or several of them, got {type(each).__name__}")

@@ -63,12 +63,15 @@ class Pruner:
         structure: str | Structure = "unstructured",
         allocation: str | Allocation = "global",
         *,
-        layers: Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
         regrowth: Regrowth | None = None,
         scaler: Any = None,
         seed: int = 0,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
+        _check_type("model", model, nn.Module, "a torch module")
+        _check_type("schedule", schedule, Schedule, "a Schedule, such as OneShotSchedule(0.9)")
+        _check_type("regrowth", regrowth, Regrowth | None, "None or a Regrowth, such as Regrowth(0.1)")
         self.schedule = schedule
         self._model, self._group = model, group_of(model) if process_group is None else process_group
         self._optimizers = optimizers_of(optimizer)
@@ -304,7 +307,7 @@ class Pruner:
             raise ValueError(f"no layer can be cut into {structure}: {', '.join(self._unfit)} do not fit")
         if not isinstance(structure, NofM):
             return
-        if abs(structure.final - final) > 1e-9:
+        if abs(structure.final - final) > structure.tolerance:
             raise ValueError(
                 f"{structure.n}:{structure.m} has a sparsity of {structure.final:g}, so the schedule must end at it, "
                 f"not at {final:g}"
@@ -313,3 +316,8 @@ class Pruner:
             raise ValueError("an N:M pattern gives every layer its level: allocation must be global or uniform")
         if regrowth is not None:
             raise ValueError("regrowth is not offered for N:M patterns; choose unstructured, blocks, rows or columns")
+
+
+def _check_type(name: str, value: object, kind: Any, allowed: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {allowed}, got {value if isinstance(value, float) else type(value).__name__}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -154,7 +155,8 @@ class NofM(Structure):
     """Of every `m` weights next to each other in a row, at least `n` are kept (2:4 and its like).
 
     The level of each layer is that of the pattern: while a schedule rises, m - floor(level * m) of each group are kept,
-    at least n; so a schedule ends at 1 - n / m, and there is nothing to allocate.
+    at least n; so a schedule ends at 1 - n / m, and there is nothing to allocate. A level that a decimal fraction
+    misses by less than `tolerance`, as 0.6667 does 2/3, is met.
 
     Raises:
         ValueError: unless 1 <= n < m <= 32.
@@ -162,6 +164,7 @@ class NofM(Structure):
 
     n: int
     m: int
+    tolerance: ClassVar[float] = 1e-4
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -194,7 +197,7 @@ class NofM(Structure):
 
     def kept_of_m(self, level: float) -> int:
         """How many of each m a level keeps."""
-        return max(self.n, self.m - int(level * self.m + 1e-9))
+        return max(self.n, self.m - int((level + self.tolerance) * self.m))
 
     def choose(self, scores: torch.Tensor, level: float, standing: torch.Tensor | None = None) -> torch.Tensor:
         """The mask of a layer, bool [layer's shape]; ties go to the lowest index.

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from ranks import run
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from training import digest, everything, same_on_all_ranks
@@ -149,3 +151,15 @@ def _sharded(rank: int, world_size: int) -> tuple[str, int]:
 
 def test_a_sharded_optimizer_keeps_no_moment_of_what_is_pruned() -> None:
     assert same_on_all_ranks(run(2, _sharded))[1] == 6
+
+
+def _fully_sharded(rank: int, world_size: int) -> str:
+    model = _net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (world_size,)))
+    with pytest.raises(ValueError, match=r'layer "0\.weight" is sharded .* prune under DDP, or before') as raised:
+        Pruner(model, None, RAMP)
+    return str(raised.value)
+
+
+def test_sharded_layers_are_refused() -> None:
+    same_on_all_ranks(run(2, _fully_sharded))

@@ -297,3 +297,46 @@ def test_parameters_that_were_replaced_are_noticed(given: bool) -> None:
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     with pytest.raises(RuntimeError, match=r'layer "0\.weight" is no longer the parameter .* make the Pruner anew'):
         pruner.step()
+
+
+def _sparse() -> nn.Module:
+    return nn.Sequential(nn.Embedding(20, 8, sparse=True), nn.Linear(8, 4))
+
+
+def _complex() -> nn.Module:
+    model = _net()
+    model.turn = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "made", "match"),
+    [
+        (_net, {"schedule": 0.5}, r"schedule must be a Schedule, such as OneShotSchedule\(0\.9\), got 0\.5"),
+        (_net, {"regrowth": 0.1}, r"regrowth must be None or a Regrowth, .* got 0\.1"),
+        (_net, {"optimizer": _net()}, "optimizer must be a torch optimizer or several of them, got Linear"),
+        (lambda: torch.optim.SGD(_net().parameters(), 0.1), {}, "model must be a torch module, got SGD"),
+        (_net, {"optimizer": 3}, "optimizer must be a torch optimizer or several of them, got int"),
+        (_sparse, {"layers": ["0.weight"]}, r'layer "0\.weight" has sparse gradients, .* sparse=False'),
+        (_complex, {"layers": ["turn"]}, r'pattern "turn" matches only layers of torch\.complex64, which is no real'),
+        (lambda: nn.Sequential(nn.LazyLinear(4)), {}, r'layer "0\.weight" has no shape yet .* run one forward'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_pruned_is_refused_when_the_pruner_is_made(make: Any, made: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Pruner(make(), **{"optimizer": None, "schedule": RAMP, **made})
+
+
+def test_a_pattern_alone_need_not_be_listed_and_sparse_embeddings_may_be_left_out() -> None:
+    assert [layer.name for layer in Pruner(_net(), None, RAMP, layers="0.*").report().layers] == ["0.weight", "0.bias"]
+    assert [layer.name for layer in Pruner(_sparse(), None, RAMP).report().layers] == ["1.weight"]
+
+
+@pytest.mark.parametrize("sparsity", [0.6667, 0.666667, 2 / 3, 0.66666])
+def test_a_pattern_whose_sparsity_no_decimal_meets_is_met(sparsity: float) -> None:
+    model = nn.Linear(9, 9)
+    pruner = Pruner(model, None, OneShotSchedule(sparsity), structure="1:3")
+    pruner.prune(sparsity)
+    assert (pruner.masks["weight"].view(-1, 3).sum(dim=1) == 1).all()
+    with pytest.raises(ValueError, match=r"1:3 has a sparsity of 0\.666667, so the schedule must end at it"):
+        Pruner(model, None, OneShotSchedule(0.66), structure="1:3")

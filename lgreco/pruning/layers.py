@@ -24,10 +24,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def group_of(model: nn.Module) -> dist.ProcessGroup | None:
-    """The process group of the DDP around a model; None where there is none."""
+def _uncompiled(model: nn.Module) -> nn.Module:
     while isinstance(getattr(model, "_orig_mod", None), nn.Module):
         model = model._orig_mod  # type: ignore[assignment]  # checked in the line before
+    return model
+
+
+def is_ddp(model: nn.Module) -> bool:
+    """Whether DDP is around all of it, so that its names are those of DDP's module."""
+    return isinstance(_uncompiled(model), nn.parallel.DistributedDataParallel)
+
+
+def group_of(model: nn.Module) -> dist.ProcessGroup | None:
+    """The process group of the DDP around a model; None where there is none."""
+    model = _uncompiled(model)
     return model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
 
 

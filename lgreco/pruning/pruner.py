@@ -13,13 +13,14 @@ from lgreco.pruning import pruner_state
 from lgreco.pruning.agreement import check_equal
 from lgreco.pruning.allocation import Allocation, Global, Uniform, make_allocation
 from lgreco.pruning.criteria import Criterion, make_criterion
-from lgreco.pruning.layers import group_of, places_of, prunable
+from lgreco.pruning.layers import group_of, is_ddp, places_of, prunable
 from lgreco.pruning.masks import hold_
 from lgreco.pruning.moments import hold_moments, optimizers_of
 from lgreco.pruning.regrowth import DenseWindow, Regrowth
 from lgreco.pruning.report import Change, PruningReport, change_of, report_of
 from lgreco.pruning.schedule import Schedule, check_level
 from lgreco.pruning.structure import NofM, Structure, parse_structure
+from lgreco.pruning.telling import Telling
 from lgreco.pruning.update import choose_masks
 from lgreco.pruning.watching import Watch
 
@@ -88,7 +89,7 @@ class Pruner:
         self._masks: dict[str, torch.Tensor] = {}
         self._changes: list[Change] = []
         self._steps, self._updated = 0, -1
-        self._state: Any = None
+        self._telling = Telling(self._layers, is_ddp(model))
         self._regrowth = regrowth
         self._window = DenseWindow(self._layers, scaler.get_scale if scaler else lambda: 1.0, self._group)
         self._watch = Watch(
@@ -151,6 +152,7 @@ class Pruner:
             self._updated = due
         else:
             self._hold_weights()
+        self._telling.catch_up(self._masks)
         self._open_window()
         self._watch.look()
         return changes
@@ -189,24 +191,15 @@ class Pruner:
         """Joins the pruner with `lgreco.attach(ddp)`: pruned weights send nothing from the next change on.
 
         Layers are known by their parameters, so that the pruner may be of a part of what DDP wraps. Those that DDP
-        leaves out are pruned all the same.
+        leaves out are pruned all the same. A State that is yet to learn its layers, from the first backward, hears of
+        masks by the names that they have in DDP: at once where the pruner was made of the DDP module, else in the
+        first `step` after that backward.
 
         Raises:
-            ValueError: for what cannot take masks, or a state of another model.
+            ValueError: for what cannot take masks, or a state of another model; of a State that is yet to learn its
+                layers, `step` finds that out.
         """
-        if not callable(getattr(state, "set_masks", None)):
-            raise ValueError(
-                f"attach takes a state of lgreco that exchanges masked layers (it has set_masks), got "
-                f"{type(state).__name__}, which has none"
-            )
-        names = state.names_of(self._layers.values())
-        if names is not None and not any(names):
-            raise ValueError(
-                f"attach takes the state of the model that is pruned, got one that exchanges none of its layers: "
-                f"{', '.join(list(self._layers)[:5])}"
-            )
-        self._state = state
-        self._tell(self._masks)
+        self._telling.join(state, self._masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (1 bit a weight), steps and what criterion and regrowth have gathered; the same on every rank.
@@ -242,7 +235,7 @@ class Pruner:
         ended = {name: torch.ones_like(mask) for name, mask in self._masks.items() if name not in loaded.masks}
         self._masks.clear()
         self._put(loaded.masks)
-        self._tell(ended)
+        self._telling.tell(ended)
         self._watch.look()
         self._open_window(keep=True)
 
@@ -272,14 +265,7 @@ class Pruner:
             self._masks[name] = mask.to(self._layers[name].device)
             hold_moments(self._optimizers, self._layers[name], self._masks[name])
         self._hold_weights()
-        self._tell(self._masks)
-
-    def _tell(self, masks: Mapping[str, torch.Tensor]) -> None:
-        if self._state is None or not masks:
-            return
-        names = self._state.names_of(self._layers[name] for name in masks) or list(masks)
-        told = {name: mask for name, mask in zip(names, masks.values(), strict=True) if name is not None}
-        self._state.set_masks(told)
+        self._telling.tell(self._masks)
 
     def _hold_weights(self) -> None:
         for name, mask in self._masks.items():

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import digest, everything, same_on_all_ranks
 
 import lgreco
-from lgreco.pruning import CubicSchedule, Evolution, OBert, Pruner
+from lgreco.pruning import CubicSchedule, Evolution, OBert, OneShotSchedule, Pruner
 
 RAMP = CubicSchedule(0.0, 0.8, begin=1, end=4, every=1)
 DENSE = everything("dense(dtype=fp32)")
@@ -163,3 +163,31 @@ def _fully_sharded(rank: int, world_size: int) -> str:
 
 def test_sharded_layers_are_refused() -> None:
     same_on_all_ranks(run(2, _fully_sharded))
+
+
+def _conventional(rank: int, world_size: int, first: bool) -> tuple[str, list[str], str]:
+    """The whole has a layer of the name and shape that the pruned part's layer has in the part."""
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(24, 24), nn.Sequential(nn.Linear(24, 24), nn.Tanh()))
+    ddp = DistributedDataParallel(whole)
+    state = lgreco.State(DENSE)
+    ddp.register_comm_hook(state, lgreco.hook)
+    optimizer = torch.optim.SGD(whole.parameters(), 0.01)
+    late = OneShotSchedule(0.8, at=3)
+    part, other = Pruner(whole[1], optimizer, late), Pruner(_net(), None, late)
+    if first:
+        part.prune(0.5)
+    part.attach(state)
+    other.attach(state)
+    other.prune(0.5)
+    _train(ddp, optimizer, part, rank, steps=1)
+    assert sorted(state.masks) == (["1.0.weight"] if first else [])
+    with pytest.raises(ValueError, match="state of the model that is pruned, got one that exchanges none") as raised:
+        other.step()
+    _train(ddp, optimizer, part, rank)
+    return digest(whole.parameters()), sorted(state.masks), str(raised.value)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["pruned-before", "pruned-later"])
+def test_a_state_that_is_yet_to_learn_its_layers_hears_of_masks_by_their_names_in_ddp(first: bool) -> None:
+    assert same_on_all_ranks(run(2, _conventional, first))[1] == ["1.0.weight"]

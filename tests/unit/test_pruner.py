@@ -422,11 +422,12 @@ def test_regrowth_brings_back_the_steepest() -> None:
 class _State:
     """Stands in for lgreco's State."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.told: list[dict[str, torch.Tensor]] = []
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def names_of(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Of a model whose layers are not known yet."""
+    def names_of(self, parameters: Iterable[torch.Tensor]) -> list[str | None]:
+        return [self._names.get(id(parameter)) for parameter in parameters]
 
     def set_masks(self, masks: dict[str, torch.Tensor]) -> None:
         self.told.append({name: mask.clone() for name, mask in masks.items()})
@@ -435,7 +436,7 @@ class _State:
 def test_loading_a_state_without_masks_tells_that_everything_is_kept() -> None:
     model = Net()
     early = Pruner(model, None, RAMP).state_dict()
-    pruner, state = Pruner(model, None, RAMP), _State()
+    pruner, state = Pruner(model, None, RAMP), _State(model)
     pruner.attach(state)
     pruner.prune(0.5)
     pruner.load_state_dict(early)
@@ -447,15 +448,15 @@ def test_loading_a_state_without_masks_tells_that_everything_is_kept() -> None:
 def test_attach_tells_of_every_change_and_after_loading() -> None:
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    pruner, state = Pruner(model, optimizer, RAMP), _State()
+    pruner, state = Pruner(model, optimizer, RAMP), _State(model)
     pruner.attach(state)
     assert not state.told
     train(model, optimizer, pruner, range(10))
     assert len(state.told) == len(pruner.changes) == 4
-    other, late = Pruner(model, optimizer, RAMP), _State()
+    other, late = Pruner(model, optimizer, RAMP), _State(model)
     other.attach(late)
     other.load_state_dict(pruner.state_dict())
-    joined = _State()
+    joined = _State(model)
     pruner.attach(joined)
     for told in (state.told[-1], late.told[-1], joined.told[-1]):
         assert {name: mask.tolist() for name, mask in told.items()} == {

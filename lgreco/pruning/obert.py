@@ -22,6 +22,8 @@ from lgreco.pruning.criteria import Criterion, Tensors
 class OBert(Criterion):
     """Second-order scores; gathered anew at each update.
 
+    Scores and moves are fp32. Weights of a block of which nothing is pruned stay as they are, of whatever type.
+
     Args:
         losses: losses(i) is the loss of this rank's sample (or small batch) number i, a scalar that leads back to the
             weights. It calls the model itself, not the DDP module around it.
@@ -94,10 +96,10 @@ class OBert(Criterion):
         both = gone.unsqueeze(1) & gone.unsqueeze(2)
         system = self._inverse * both + torch.diag_embed((~gone).double())
         multipliers = torch.linalg.solve(system, (weights * gone).unsqueeze(2))
-        moved = (weights - (self._inverse @ multipliers).squeeze(2)) * kept
-        weights_now = self._everyones(moved.float().reshape(-1))
-        for weight, new in zip(layers.values(), self._cut(weights_now, list(layers.values())), strict=True):
-            weight.copy_(new)
+        moves = -(self._inverse @ multipliers).squeeze(2) * kept
+        everyones = self._everyones(moves.float().reshape(-1))
+        for weight, move in zip(layers.values(), self._cut(everyones, list(layers.values())), strict=True):
+            weight.add_(move)
         self._inverse, self._weights = None, torch.empty(0)
         self._scores = {}
 

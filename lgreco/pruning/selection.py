@@ -22,8 +22,9 @@ def keep_largest(
 ) -> list[torch.Tensor]:
     """Masks that keep exactly `kept` elements of all tensors together.
 
-    Ties go to the lowest index, the tensors one after the other as they come. Tensors that are all on one GPU are
-    looked at there, others, and those of a build without CUDA kernels, on the CPU; every device gives the same masks.
+    Scores compare as fp32, also those of fp64, of which some become ties. Ties go to the lowest index, the tensors one
+    after the other as they come. Tensors that are all on one GPU are looked at there, others, and those of a build
+    without CUDA kernels, on the CPU; every device gives the same masks.
 
     Args:
         scores: of any shape and floating type.

@@ -225,6 +225,21 @@ def test_obert_keeps_layers_and_blocks_apart_and_pruned_weights_out() -> None:
     assert pruner.report().sparsity == pytest.approx(0.6, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_obert_leaves_blocks_alone_of_which_nothing_is_pruned(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8, bias=False, dtype=dtype)
+    before = model.weight.detach().clone()
+    inputs = torch.randn(20, 8, dtype=dtype)
+    criterion = OBert(lambda sample: (model(inputs[sample]) - 1).square().mean(), 20, block=8)
+    pruner = Pruner(model, None, OneShotSchedule(0.5), criterion=criterion)
+    pruner.prune(1 / 64)
+    whole = pruner.masks["weight"].all(dim=1)
+    assert whole.sum() == 7
+    assert torch.equal(model.weight[whole], before[whole])
+    assert not torch.equal(model.weight[~whole], before[~whole] * pruner.masks["weight"][~whole])
+
+
 def test_random_scores_are_of_seed_step_and_layer() -> None:
     def masks(seed: int) -> list[Any]:
         pruner = Pruner(_layers(), None, OneShotSchedule(0.5), criterion="random", seed=seed)

@@ -178,7 +178,8 @@ def _matching(
         free = {name for name in found if name in trained and parameters[name].dim() >= 1}
         if not free:
             dtypes = {str(parameters[name].dtype) for name in found if not parameters[name].is_floating_point()}
-            which = f"of {', '.join(sorted(dtypes))}, which is no real floating type" if dtypes else "that are frozen"
-            raise ValueError(f'pattern "{pattern}" matches only layers {which} or in no optimizer given')
+            which = f"of {', '.join(sorted(dtypes))}, and only real floating types are pruned" if dtypes else None
+            which = which or "that are frozen or in no optimizer given"
+            raise ValueError(f'pattern "{pattern}" matches only layers {which}')
         names |= free
     return names

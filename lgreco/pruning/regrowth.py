@@ -71,7 +71,7 @@ class DenseWindow:
     def begin(self) -> None:
         """Looks from the next backward on at what is added to `.grad`; a layer that is frozen by now has nothing."""
         for name, weight in self._layers.items():
-            self._step[name] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+            self._step[name] = torch.zeros_like(weight, dtype=torch.float32)
             self.sums.setdefault(name, torch.zeros_like(self._step[name]))
             if weight.requires_grad:
                 # Before the node that adds to .grad: gradients that torch.autograd.grad only looks at do not come here.

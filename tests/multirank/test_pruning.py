@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import Net, digest, everything, same_on_all_ranks
 
 import lgreco
-from lgreco.pruning import CubicSchedule, Evolution, OBert, OneShotSchedule, Pruner, Regrowth
+from lgreco.pruning import CubicSchedule, CyclicSchedule, Evolution, OBert, OneShotSchedule, Pruner, Regrowth
 
 RAMP = CubicSchedule(0.0, 0.8, begin=1, end=5, every=2)
 
@@ -62,8 +62,9 @@ def _prune(rank: int, world_size: int, before: bool, hook: str | None, made: dic
         (None, {"criterion": "random", "structure": "2:4", "schedule": CubicSchedule(0.0, 0.5, 1, 5, 2)}),
         ("dense(dtype=fp32)", {"criterion": "taylor", "allocation": "solver"}),
         (None, {"regrowth": Regrowth(0.3, 2)}),
+        (None, {"schedule": CyclicSchedule(low=0.3, final=0.7, begin=1, end=6, every=3, recover_steps=1)}),
     ],
-    ids=["magnitude", "movement-quantized", "random-2:4", "taylor-solver", "regrowth"],
+    ids=["magnitude", "movement-quantized", "random-2:4", "taylor-solver", "regrowth", "falling"],
 )
 def test_all_ranks_hold_the_same_masks(before: bool, hook: str | None, made: dict[str, Any]) -> None:
     _, sparsity = same_on_all_ranks(run(3, _prune, before, hook, made))

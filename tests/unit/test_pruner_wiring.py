@@ -318,7 +318,7 @@ def _complex() -> nn.Module:
         (lambda: torch.optim.SGD(_net().parameters(), 0.1), {}, "model must be a torch module, got SGD"),
         (_net, {"optimizer": 3}, "optimizer must be a torch optimizer or several of them, got int"),
         (_sparse, {"layers": ["0.weight"]}, r'layer "0\.weight" has sparse gradients, .* sparse=False'),
-        (_complex, {"layers": ["turn"]}, r'pattern "turn" matches only layers of torch\.complex64, which is no real'),
+        (_complex, {"layers": ["turn"]}, r'pattern "turn" matches only layers of torch\.complex64, and only real'),
         (lambda: nn.Sequential(nn.LazyLinear(4)), {}, r'layer "0\.weight" has no shape yet .* run one forward'),
     ],
 )  # fmt: skip

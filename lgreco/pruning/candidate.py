@@ -64,12 +64,15 @@ class Candidate:
         return self.scores.masked_fill(~self.standing, -torch.inf)
 
 
-def keep_groups(candidates: Sequence[Candidate], count: int) -> list[torch.Tensor]:
+def keep_groups(
+    candidates: Sequence[Candidate], count: int, weights: Sequence[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
     """Masks [groups] that keep exactly `count` groups of all candidates together.
 
     While no more are wanted than stand, what is pruned stays so. When a level falls, all that stand stay, and of the
     pruned ones those of greatest score come back. By magnitude these are all zero: equal scores come back evenly spread
-    over what is pruned, so that each layer gets its share.
+    over what is pruned, so that each layer gets its share. `weights`, flat and zero where nothing stands, become zero
+    where nothing is kept.
 
     Raises:
         ValueError: for scores that are NaN, naming the layer.
@@ -78,7 +81,7 @@ def keep_groups(candidates: Sequence[Candidate], count: int) -> list[torch.Tenso
     back = count - sum(each.standing_groups for each in candidates)
     if back <= 0:
         names = [each.name for each in candidates]
-        return keep_largest([each.covered() for each in candidates], count, order, names=names)
+        return keep_largest([each.covered() for each in candidates], count, order, weights, names)
     for each in candidates:
         check_numbers(each.name, each.scores)
     masks = [_all(each) if each.standing is None else each.standing.clone() for each in candidates]

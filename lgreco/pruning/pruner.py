@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lgreco.pruning import pruner_state
-from lgreco.pruning.agreement import check_equal
+from lgreco.pruning.agreement import check_equal, distributed
 from lgreco.pruning.allocation import Allocation, Global, Uniform, make_allocation
 from lgreco.pruning.criteria import Criterion, make_criterion
 from lgreco.pruning.layers import group_of, is_ddp, places_of, prunable
@@ -244,7 +244,7 @@ class Pruner:
         self._hold_weights()  # an optimizer may have moved what is pruned, even to NaN (0 / 0), which must not compete
         self._criterion.prepare(self._layers, self._masks, self._steps)
         with torch.no_grad():
-            masks = choose_masks(
+            masks, zeroed = choose_masks(
                 self._layers,
                 level,
                 self._criterion,
@@ -253,18 +253,20 @@ class Pruner:
                 self._masks,
                 self._window.sums,
                 self._regrowth.fraction if self._regrowth else 0.0,
+                alone=not distributed(self._group),
             )
             check_equal(masks, self._steps, self._group)
-            self._put(masks)
+            self._put(masks, zeroed)
             self._criterion.settle(self._layers, self._masks)
         self._changes.append(change_of(self._steps, self._masks))
         self._window.end()
 
-    def _put(self, masks: Mapping[str, torch.Tensor]) -> None:
+    def _put(self, masks: Mapping[str, torch.Tensor], zeroed: bool = False) -> None:
         for name, mask in masks.items():
             self._masks[name] = mask.to(self._layers[name].device)
             hold_moments(self._optimizers, self._layers[name], self._masks[name])
-        self._hold_weights()
+        if not zeroed:
+            self._hold_weights()
         self._telling.tell(self._masks)
 
     def _hold_weights(self) -> None:

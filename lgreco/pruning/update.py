@@ -26,8 +26,9 @@ def choose_masks(
     masks: Tensors,
     gradients: Tensors,
     fraction: float,
-) -> dict[str, torch.Tensor]:
-    """The masks of a level; weights stay as they are until all of them are chosen.
+    alone: bool,
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """The masks of a level; weights stay as they are until nothing can be refused any more.
 
     Args:
         layers: that fit the structure, by name; at zero where `masks` prune.
@@ -38,9 +39,11 @@ def choose_masks(
         masks: those in force: what they prune stays so while the level rises, and what they keep while it falls.
         gradients: mean dense gradients for regrowth; empty for none.
         fraction: of the kept weights that regrowth replaces.
+        alone: there is no other rank whose masks could differ.
 
     Returns:
-        bool masks of the layers' shapes.
+        bool masks of the layers' shapes; and whether the weights are zero where they prune. A global ranking of single
+        weights zeroes them in the pass that marks masks, if nobody is to be asked in between.
 
     Raises:
         ValueError: for scores that are NaN, naming the layer.
@@ -48,9 +51,10 @@ def choose_masks(
     order = criterion.order
     scores = {name: criterion.scores(name, weight) for name, weight in layers.items()}
     if isinstance(structure, NofM):
-        return {
+        chosen = {
             name: _choose_pattern(structure, name, each, order, level, masks.get(name)) for name, each in scores.items()
         }
+        return chosen, False
     candidates = [
         Candidate(
             name,
@@ -64,13 +68,16 @@ def choose_masks(
         )
         for name, each in scores.items()
     ]
+    counts = allocation.kept_groups(candidates, level)
+    plain = alone and counts is None and not gradients and isinstance(structure, Unstructured)
+    zeroed = _zeroable(list(layers.values())) if plain else None
     chosen = {}
-    for candidate, groups in zip(candidates, _select(candidates, level, allocation), strict=True):
+    for candidate, groups in zip(candidates, _select(candidates, level, counts, zeroed), strict=True):
         if gradients:
             steep = structure.reduce(gradients[candidate.name].abs())
             groups = regrow(groups, candidate.scores, order, steep, fraction)
         chosen[candidate.name] = structure.expand(groups, candidate.shape)
-    return chosen
+    return chosen, zeroed is not None
 
 
 def _standing(structure: Structure, mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -91,9 +98,17 @@ def _choose_pattern(
     return structure.choose(_comparable(scores, order), level, mask)
 
 
-def _select(candidates: Sequence[Candidate], level: float, allocation: Allocation) -> list[torch.Tensor]:
-    counts = allocation.kept_groups(candidates, level)
+def _zeroable(weights: Sequence[nn.Parameter]) -> list[torch.Tensor] | None:
+    """The weights as flat tensors, where all may be zeroed in the pass that marks masks."""
+    if any(each.device.type != "cpu" or each.dtype != torch.float32 or not each.is_contiguous() for each in weights):
+        return None
+    return [each.detach().view(-1) for each in weights]
+
+
+def _select(
+    candidates: Sequence[Candidate], level: float, counts: list[int] | None, zeroed: Sequence[torch.Tensor] | None
+) -> list[torch.Tensor]:
     if counts is None:
         total = sum(candidate.groups for candidate in candidates)
-        return keep_groups(candidates, total - int(level * total + 0.5))
+        return keep_groups(candidates, total - int(level * total + 0.5), zeroed)
     return [keep_groups([candidate], count)[0] for candidate, count in zip(candidates, counts, strict=True)]

@@ -180,7 +180,8 @@ class Pruner:
     def finalize(self) -> PruningReport:
         """Ends pruning: what is pruned is zero, and nothing of the pruner is left on model and optimizers.
 
-        Training on after it would move the pruned weights.
+        Training on after it would move the pruned weights; but an exchange that it was attached to keeps its masks, and
+        sends nothing of what is pruned until `state.set_masks` gives it others.
         """
         self._hold_weights()
         self._window.end()

@@ -167,6 +167,7 @@ def _main(
         world_size=world_size,
         timeout=datetime.timedelta(seconds=timeout_s),
     )
+    dist.barrier()  # one that returns at once would take connections from those that are still making them
     try:
         result = function(rank, world_size, *args)
         gc.collect()

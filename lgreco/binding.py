@@ -79,6 +79,19 @@ class Binding:
         """By which plans and tables count; on CUDA, where only the device knows of dropped steps, with those."""
         return int(self.engine.stats()["steps"])
 
+    def settle(self) -> int:
+        """Ends what completed steps have left to do; returns `steps`.
+
+        Raises:
+            RuntimeError: where the exchange has failed.
+        """
+        if self.engine is None:
+            return 0
+        self.engine.committed_steps()
+        if self.controller is not None:
+            self.controller.wait(self.steps)
+        return self.steps
+
     @property
     def way(self) -> Way:
         """Who averages."""

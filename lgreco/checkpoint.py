@@ -110,7 +110,8 @@ def load(
     if dict(state["shapes"]) != expected:
         raise ValueError(f"the checkpoint is of another model: {_difference(state['shapes'], expected)}")
     residuals = _residuals_for(state, expected, rank, world_size, nodes)
-    turned = _turned(state.get("orders", {}), _orders(layers)) & set(residuals)
+    now = _orders(layers)
+    turned = _turned(state.get("orders", now), now) & set(residuals)
     if turned:
         warnings.warn(
             "residuals start at zero where layers lie in memory in another order than in the checkpoint "

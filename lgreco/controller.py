@@ -77,8 +77,8 @@ class Controller:
         self._table: PendingTable | None = None
         self._progress = threading.Condition()
         self._failure: Exception | None = None
-        self._warned = False
-        self._thread = MeasuringThread(self._port.next_gradients, self._take, self._fail, self._finish)
+        self._warned = self._ended = False
+        self._thread = MeasuringThread(self._port.next_gradients, self._take, self._fail, self._end, self._finish)
 
     @property
     def failure(self) -> Exception | None:
@@ -133,8 +133,7 @@ class Controller:
     def plan(self, steps: int) -> Plan:
         """The plan in force after `steps` committed steps; one that is due is waited for, as the next step would."""
         with self._progress:
-            while not self._progress.wait_for(lambda: not self._owes(steps), PATIENCE_S):
-                pass  # the thread may have ended without a word
+            self._progress.wait_for(lambda: not self._owes(steps))
             columns = self._plans.at(steps)
         return self._offers.plan(columns, "reference" if columns == self._offers.reference else "solver")
 
@@ -238,12 +237,13 @@ class Controller:
 
     def _idle(self, steps: int) -> bool:
         table = self._table
-        return self._failure is not None or table is None or not any(step < steps for step in table.slices)
+        done = self._failure is not None or self._ended or table is None
+        return done or table is None or not any(step < steps for step in table.slices)
 
     def _owes(self, steps: int) -> bool:
         """Whether the thread has still to find the plan that `steps` steps leave in force."""
         due = self._table is not None and self._table.effective_step <= steps
-        return due and self._failure is None and self._thread.alive
+        return due and self._failure is None and self._thread.alive and not self._ended
 
     def _ask(self, begin: int, steps: int = 0, rows: Mapping[int, Row] | None = None) -> PendingTable:
         """Asks for what is still to be measured of a table after `steps` steps, and promises its plan.
@@ -318,6 +318,12 @@ class Controller:
         others = self._peers.differing(np.array(columns, dtype=np.int64).tobytes())
         if others:
             raise RuntimeError(f"rank {', '.join(map(str, others))} found another plan than rank 0 from the same table")
+
+    def _end(self) -> None:
+        """The thread's last act: nothing comes from it any more."""
+        with self._progress:
+            self._ended = True
+            self._progress.notify_all()
 
     def _finish(self) -> None:
         self._leave()

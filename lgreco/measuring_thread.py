@@ -33,7 +33,8 @@ class MeasuringThread:
             engine's end.
         take: called with each of them.
         fail: told the error that `take` raised, and its traceback; what the engine hands over later is dropped.
-        finish: called after `abandon`, once nothing is left to do.
+        end: called as it ends, whatever has ended it.
+        finish: called last where the engine was abandoned.
 
     These are let go as the thread ends, so that whoever gave them may hold this without a cycle.
     """
@@ -43,12 +44,14 @@ class MeasuringThread:
         next_gradients: _Next,
         take: _Take,
         fail: _Fail,
+        end: Callable[[], None],
         finish: Callable[[], None],
     ) -> None:
         self._taking = threading.Lock()
+        self._ending, self._over = threading.Lock(), False
         self._end_engine: Callable[[], None] | None = None  # once the model was collected
         self._thread = threading.Thread(
-            target=self._run, args=(next_gradients, take, fail, finish), name="lgreco-controller", daemon=True
+            target=self._run, args=(next_gradients, take, fail, end, finish), name="lgreco-controller", daemon=True
         )
 
     @property
@@ -77,10 +80,11 @@ class MeasuringThread:
         Where the thread is at work, it finishes that and ends the engine itself: the figures that it reads would go.
         Returns whether there is a thread that sees to the end; it is the caller's otherwise.
         """
-        self._end_engine = end_engine
-        if not self.alive:
-            return False
-        _abandoned.add(self._thread)
+        with self._ending:
+            self._end_engine = end_engine
+            if self._over or not self.alive:
+                return False
+            _abandoned.add(self._thread)
         if self._taking.acquire(blocking=False):
             try:
                 end_engine()
@@ -88,11 +92,16 @@ class MeasuringThread:
                 self._taking.release()
         return True
 
-    def _run(self, next_gradients: _Next, take: _Take, fail: _Fail, finish: Callable[[], None]) -> None:
+    def _run(
+        self, next_gradients: _Next, take: _Take, fail: _Fail, end: Callable[[], None], finish: Callable[[], None]
+    ) -> None:
         try:
             self._work(next_gradients, take, fail)
         finally:
-            if self.abandoned:  # nobody closes this engine
+            end()
+            with self._ending:
+                self._over, abandoned = True, self.abandoned
+            if abandoned:  # nobody closes this engine
                 finish()
                 _abandoned.discard(threading.current_thread())
 

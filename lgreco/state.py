@@ -138,8 +138,7 @@ class State:
         bound = self._binding
         if bound is None:
             return checkpoint.pack(None, self.config, [], {}, self.rank, self.world_size, None)
-        if bound.controller is not None:
-            bound.controller.wait(bound.steps)
+        bound.settle()
         packed = checkpoint.pack(
             bound.engine, self.config, bound.layers, bound.masks, bound.rank, bound.world_size, bound.nodes
         )
@@ -187,8 +186,7 @@ class State:
             return
         masks = masking.unpack(state["masks"], bound.layers) if "masks" in state else bound.masks
 
-        if bound.controller is not None:
-            bound.controller.wait(bound.steps)  # what it is about to put in force is of the steps that are left
+        bound.settle()
 
         def load_plans() -> None:
             bound.verdict, before = verdict, bound.verdict
@@ -245,9 +243,7 @@ class State:
         updated = masking.update_on_all(bound.cpu_group, bound.masks, masks, bound.layers)
         if masking.digests(updated) == masking.digests(bound.masks):
             return
-        steps = bound.steps
-        if bound.controller is not None:
-            bound.controller.wait(steps)
+        steps = bound.settle()
         bound.put_masks(updated, steps)
         if bound.controller is not None:
             bound.controller.remeasure(steps)

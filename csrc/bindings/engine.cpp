@@ -296,7 +296,10 @@ void bind_engine(py::module_& module) {
       .def("load", &Engine::load, released)
       .def("fingerprint", &Engine::fingerprint)
       .def("stats", [](Engine& engine) {
-        const engine::ExchangeStats stats = engine.stats();
+        const engine::ExchangeStats stats = [&] {
+          const py::gil_scoped_release release;
+          return engine.stats();
+        }();
         py::dict out;
         out["steps"] = stats.steps;
         out["wire_bytes"] = stats.wire_bytes;

@@ -118,8 +118,12 @@ void LaneExchange::follow(std::shared_ptr<const Plan> plan) {
 
 void LaneExchange::clear_jobs(size_t keep) {
   for (size_t i = keep; i < jobs_.size(); ++i) jobs_[i]->finish_sends(options_.timeout);
+  std::vector<std::unique_ptr<Job>> gone;  // after the lock: their tensors may wait for Python's
   const std::lock_guard lock(mutex_);
-  jobs_.resize(std::min(jobs_.size(), keep));
+  while (jobs_.size() > keep) {
+    gone.push_back(std::move(jobs_.back()));
+    jobs_.pop_back();
+  }
 }
 
 void LaneExchange::restart(std::shared_ptr<const Plan> plan) {

@@ -29,6 +29,7 @@ void LaneExchange::fail(const std::string& message, int culprit) {
     for (const auto& job : jobs_) job->abort_sends();
   }
   if (relay_.failed) relay_.failed(message, culprit);
+  if (options_.watches) options_.watches->close();  // or somebody would wait for what never completes
   for_each_lane([](ReceiveLane& lane) { lane.abort(); });
   codec_lane_->post({Task::Kind::kFail});
 }

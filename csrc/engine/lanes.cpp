@@ -3,8 +3,6 @@
 
 #include <pthread.h>
 
-#include <limits>
-
 #include "core/error.h"
 
 namespace lgreco::engine {
@@ -84,21 +82,27 @@ std::string ReceiveLane::post_up_to_window() {
 void ReceiveLane::abort() {
   const std::lock_guard lock(mutex_);
   stopping_ = true;
-  for (size_t i = 0; i < posted_; ++i) queue_[i].message->abort();
+  for (size_t i = 0; i < queue_.size(); ++i) queue_[i].message->abort();
   wake_.notify_one();
 }
 
 void ReceiveLane::take_all() {
   const std::lock_guard lock(mutex_);
-  window_bytes_ = std::numeric_limits<int64_t>::max();
-  post_up_to_window();
+  for (size_t i = posted_; i < queue_.size(); ++i) {
+    try {
+      queue_[i].message->receive(queue_[i].tag);
+    } catch (const std::exception&) {
+      continue;  // from the rank that is lost
+    }
+  }
 }
 
 void ReceiveLane::stop() {
   abort();
   if (thread_.joinable()) thread_.join();
   const std::lock_guard lock(mutex_);
-  posted_ = 0;  // from here on the messages may be gone
+  posted_ = 0;
+  queue_.clear();  // from here on the messages may be gone
 }
 
 void ReceiveLane::check_deadline(std::chrono::milliseconds limit) {

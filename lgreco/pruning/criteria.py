@@ -38,7 +38,7 @@ class Criterion(ABC):
         """Scores of the weight's shape."""
 
     def settle(self, layers: Tensors, masks: Tensors) -> None:  # noqa: B027  # most need none
-        """Called with the new masks after the pruned weights have been zeroed; may move the kept ones."""
+        """Called with the new masks after the pruned weights have been zeroed; may move the kept ones alone."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, the same on every rank."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -51,34 +50,38 @@ def aliases_of(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer's parameter hangs in the model.
+class Places:
+    """Where the layers' parameters hang in the model; a tied one in several places.
 
-    Attributes:
-        name: of the layer.
-        module: whose parameter it is.
-        attribute: its name there.
+    Args:
+        model: may be wrapped in DDP.
+        layers: its parameters, by name.
     """
 
-    name: str
-    module: nn.Module
-    attribute: str
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Parameter]) -> None:
+        self._model, self._layers = unwrapped(model), layers
+        self._places = self._find()
 
-    def holds(self, parameter: nn.Parameter) -> bool:
-        """Whether it is this one."""
-        return self.module._parameters.get(self.attribute) is parameter
+    def missing(self) -> str | None:
+        """A layer whose parameter is no longer where it was, nor anywhere else in the model; None: there is none."""
+        for name, module, attribute in self._places:
+            held = module._parameters
+            if attribute not in held or held[attribute] is not self._layers[name]:
+                break
+        else:
+            return None
+        before, self._places = self._places, self._find()  # a parametrization moves parameters
+        left = {name for name, _, _ in self._places}
+        return next((name for name, _, _ in before if name not in left), None)
 
-
-def places_of(model: nn.Module, layers: Mapping[str, nn.Parameter]) -> list[Place]:
-    """Every place of every layer; a tied one has several."""
-    names = {id(parameter): name for name, parameter in layers.items()}
-    return [
-        Place(names[id(parameter)], module, attribute)
-        for module in unwrapped(model).modules()
-        for attribute, parameter in module._parameters.items()
-        if id(parameter) in names
-    ]
+    def _find(self) -> list[tuple[str, nn.Module, str]]:
+        names = {id(parameter): name for name, parameter in self._layers.items()}
+        return [
+            (names[id(parameter)], module, attribute)
+            for module in self._model.modules()
+            for attribute, parameter in module._parameters.items()
+            if id(parameter) in names
+        ]
 
 
 def prunable(
@@ -105,7 +108,7 @@ def prunable(
     patterns = [patterns] if isinstance(patterns, str) else patterns
     aliases = aliases_of(model)
     parameters = {plain_name(name): each for name, each in unwrapped(model).named_parameters()}
-    _check_initialized(parameters)
+    _check_initialized(parameters, aliases, patterns)
     ids = None if held is None else {id(each) for each in held}
     trained = {
         name: each
@@ -124,9 +127,12 @@ def prunable(
     return layers
 
 
-def _check_initialized(parameters: Mapping[str, nn.Parameter]) -> None:
+def _check_initialized(
+    parameters: Mapping[str, nn.Parameter], aliases: Mapping[str, str], patterns: Sequence[str] | None
+) -> None:
+    named = {first for name, first in aliases.items() if patterns is None or any(matches(name, p) for p in patterns)}
     for name, each in parameters.items():
-        if isinstance(each, nn.UninitializedParameter):
+        if name in named and isinstance(each, nn.UninitializedParameter):
             raise ValueError(f'layer "{name}" has no shape yet (a lazy module): run one forward before making a pruner')
 
 

@@ -13,7 +13,7 @@ from lgreco.pruning import pruner_state
 from lgreco.pruning.agreement import check_equal, distributed
 from lgreco.pruning.allocation import Allocation, Global, Uniform, make_allocation
 from lgreco.pruning.criteria import Criterion, make_criterion
-from lgreco.pruning.layers import group_of, is_ddp, places_of, prunable
+from lgreco.pruning.layers import Places, group_of, is_ddp, prunable
 from lgreco.pruning.masks import hold_
 from lgreco.pruning.moments import hold_moments, optimizers_of
 from lgreco.pruning.regrowth import DenseWindow, Regrowth
@@ -92,9 +92,7 @@ class Pruner:
         self._telling = Telling(self._layers, is_ddp(model))
         self._regrowth = regrowth
         self._window = DenseWindow(self._layers, scaler.get_scale if scaler else lambda: 1.0, self._group)
-        self._watch = Watch(
-            self._optimizers, self._layers, places_of(model, self._layers), self._masks, self._criterion
-        )
+        self._watch = Watch(self._optimizers, self._layers, Places(model, self._layers), self._masks, self._criterion)
         self._open_window()
 
     @property
@@ -126,9 +124,9 @@ class Pruner:
         """Counts an optimizer step and does what is due after it; call it after `optimizer.step()` on every rank.
 
         A step that no optimizer took, which is what GradScaler does when it finds inf or NaN, does not count; where
-        weights have changed all the same, a warning says so. Masks that are overdue, as when a run begins past its
-        schedule's end, are chosen at once. After an error weights and masks are as they were, and the update is still
-        due.
+        weights change all the same for many steps, a warning says so. Masks that are overdue, as when a run begins past
+        its schedule's end, are chosen at once. After an error in choosing them weights and masks are as they were, and
+        the update is still due.
 
         Returns:
             Whether the masks changed.

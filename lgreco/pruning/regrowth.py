@@ -6,6 +6,7 @@ all-reduce of their own, for the exchange of pruned layers no longer carries the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,17 @@ class DenseWindow:
         self.sums: dict[str, torch.Tensor] = {}
         self.sent_bytes = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DenseWindow:
+        """Looks at the copied layers; autograd's nodes cannot be copied."""
+        made = DenseWindow(copy.deepcopy(self._layers, memo), copy.deepcopy(self._scale, memo), self._group)
+        made.sent_bytes, made._step_scale = self.sent_bytes, self._step_scale
+        made.sums = copy.deepcopy(self.sums, memo)
+        if self.open:
+            made.begin()
+            for name, gradient in self._step.items():
+                made._step[name].copy_(gradient)
+        return made
+
     @property
     def open(self) -> bool:
         """Whether gradients are being looked at."""
@@ -80,11 +92,12 @@ class DenseWindow:
                 self._nodes.append(node)
                 self._hooks.append(node.register_prehook(self._adder(self._step[name])))
 
-    def _adder(self, total: torch.Tensor) -> Callable[[Sequence[torch.Tensor]], None]:
-        def add(gradients: Sequence[torch.Tensor]) -> None:
+    def _adder(self, total: torch.Tensor) -> Callable[[Sequence[torch.Tensor | None]], None]:
+        def add(gradients: Sequence[torch.Tensor | None]) -> None:
             if self._step_scale is None:  # now: once the step is over the scale may have grown
                 self._step_scale = self._scale()
-            total.add_(gradients[0].detach())
+            if gradients[0] is not None:
+                total.add_(gradients[0].detach())
 
         return add
 

@@ -16,8 +16,11 @@ import torch
 from torch import nn
 
 from lgreco.pruning.criteria import Criterion
-from lgreco.pruning.layers import Place
+from lgreco.pruning.layers import Places
 from lgreco.pruning.masks import hold_
+
+_MANY = 10
+"""Calls; one alone may come after a broadcast, or weights that were swapped, and an overflow."""
 
 _MADE_ANEW = "make the Pruner anew and load this one's state_dict()"
 
@@ -37,14 +40,16 @@ class Watch:
         self,
         optimizers: Sequence[torch.optim.Optimizer],
         layers: Mapping[str, nn.Parameter],
-        places: Sequence[Place],
+        places: Places,
         masks: Mapping[str, torch.Tensor],
         criterion: Criterion,
     ) -> None:
-        self._layers, self._places, self._masks, self._criterion = layers, list(places), masks, criterion
+        self._layers, self._places, self._masks, self._criterion = layers, places, masks, criterion
         self._stepped, self._expects_steps = False, bool(optimizers)
         self._versions: list[int] = []
+        self._moved_without = 0
         self._hooks: list[Any] = [each.register_step_pre_hook(self._before_step) for each in optimizers]
+        self.look()
         for name, weight in layers.items():
             if weight.requires_grad:
                 self._hooks.append(weight.register_post_accumulate_grad_hook(_holder(name, masks)))
@@ -52,34 +57,34 @@ class Watch:
     def took_step(self) -> bool:
         """Whether any optimizer took a step since the last call.
 
-        Warns where weights have changed since `look` all the same, which a step that GradScaler skips does not do: by
-        the counts of changes that torch keeps, which fused optimizers do not raise.
+        Warns once weights have changed since `look` all the same in many calls running, which steps that GradScaler
+        skips do not do: by the counts of changes that torch keeps, which fused optimizers do not raise.
 
         Raises:
             RuntimeError: where a layer's parameter was replaced.
         """
         stepped = self._stepped
         self.forget()
-        for place in self._places:
-            if not place.holds(self._layers[place.name]):
-                raise RuntimeError(
-                    f'layer "{place.name}" is no longer the parameter that the pruner was made for, as after '
-                    f"load_state_dict(assign=True): {_MADE_ANEW}"
-                )
-        versions, seen = self._now(), self._versions or self._now()
-        changed = [name for name, now, then in zip(self._layers, versions, seen, strict=True) if now != then]
-        if self._expects_steps and changed and not stepped:
-            warnings.warn(
-                f'layer "{changed[0]}" has changed, but no optimizer that the pruner was given took a step, so this '
-                f"step does not count: if the optimizer was rebuilt, {_MADE_ANEW}",
-                RuntimeWarning,
-                stacklevel=3,
+        missing = self._places.missing() if self._hooks else None
+        if missing is not None:
+            raise RuntimeError(
+                f'layer "{missing}" is no longer the parameter that the pruner was made for, as after '
+                f"load_state_dict(assign=True): {_MADE_ANEW}"
             )
+        if self._expects_steps:
+            self._moved_without = 0 if stepped else self._moved_without + (self._now() != self._versions)
+            if self._moved_without == _MANY:
+                warnings.warn(
+                    f"weights have changed in {_MANY} calls of step() running without a step of an optimizer that the "
+                    f"pruner was given, so none of them counts: if the optimizer was rebuilt, {_MADE_ANEW}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
         return stepped
 
     def look(self) -> None:
         """What weights are now is what a step is to change."""
-        self._versions = self._now()
+        self._versions = self._now() if self._expects_steps else []
 
     def forget(self) -> None:
         """Steps so far do not count."""
@@ -93,7 +98,6 @@ class Watch:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._places.clear()
         self._expects_steps = False
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:

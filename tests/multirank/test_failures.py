@@ -72,6 +72,32 @@ def test_a_slower_survivor_names_the_rank_that_is_lost(tmp_path: Path) -> None:
             assert "rank 1 is lost" in message
 
 
+def _save_after_a_failure(rank: int, world_size: int) -> list[str]:
+    ddp = make()
+    solver = {"reference": "lowrank(rank=4, factors=int8)", "interval": 8, "window": 3, "lag": 1}
+    state = lgreco.attach(ddp, {"warmup_steps": 0, "solver": solver})
+    train(ddp, rank, range(9))
+    saved = state.state_dict()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    errors = []
+    for act in (lambda: train(ddp, rank, [9, 10, 11]), state.state_dict, lambda: state.load_state_dict(saved)):
+        with pytest.raises(RuntimeError) as raised:
+            act()
+        errors.append(str(raised.value))
+    assert state.plan["wide.weight"] is not None
+    state.close()
+    return errors
+
+
+def test_what_is_asked_of_a_failed_exchange_raises() -> None:
+    """An emergency checkpoint in the middle of a table says what has happened and waits for nothing that never comes."""
+    with Ranks(2, _save_after_a_failure, timeout_s=LOSS_LIMIT_S[signal.SIGKILL]) as ranks:
+        status, errors = ranks.answer(0)
+        assert status == "ok", errors
+        assert all("rank 1 is lost" in error for error in errors), errors
+
+
 def _fail_in_backward(rank: int, world_size: int) -> str:
     ddp = make(bucket_cap_mb=0.05)
     state = lgreco.attach(ddp, CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -251,9 +252,14 @@ def test_an_optimizer_that_was_rebuilt_is_noticed() -> None:
     _plain(model, first, 0)
     pruner.step()
     second = torch.optim.AdamW(model.parameters(), 0.01)
-    _plain(model, second, 1)
-    with pytest.warns(RuntimeWarning, match=r'layer "0\.weight" has changed, but .* make the Pruner anew'):
-        assert not pruner.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(1, 16):
+            _plain(model, second, step)
+            assert not pruner.step()
+    (warned,) = caught
+    assert warned.category is RuntimeWarning
+    assert "running without a step of an optimizer that the pruner was given" in str(warned.message)
     again = Pruner(model, second, RAMP)
     again.load_state_dict(pruner.state_dict())
     pruner.finalize()
@@ -284,7 +290,65 @@ def test_steps_that_are_skipped_and_changes_by_the_pruner_itself_are_no_matter()
         assert not pruner.step()
         model.load_state_dict(_net().state_dict())
         pruner.load_state_dict(saved)
+        model.load_state_dict(_net().state_dict())
         assert not pruner.step()
+        for step in range(12):  # weights that are swapped for an average of them and back, then an overflow
+            model.load_state_dict(_net().state_dict())
+            assert not pruner.step()
+            _plain(model, optimizer, step)
+            pruner.step()
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda layer: torch.nn.utils.spectral_norm(layer),
+        lambda layer: torch.nn.utils.parametrizations.orthogonal(layer),
+        lambda layer: torch.nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity()),
+    ],
+    ids=["spectral_norm", "orthogonal", "identity"],
+)
+def test_a_parameter_that_a_parametrization_moves_is_the_same_layer(move: Callable[[nn.Module], Any]) -> None:
+    model = _net()
+    weight = model[0].weight
+    pruner = Pruner(model, torch.optim.SGD(model.parameters(), 0.1), RAMP, layers=["0.weight"])
+    move(model[0])
+    if any(each is weight for each in model.parameters()):
+        pruner.step()
+    else:
+        with pytest.raises(RuntimeError, match=r'layer "0\.weight" is no longer the parameter'):
+            pruner.step()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_models_and_those_of_inference_mode_are_pruned() -> None:
+    scripted = torch.jit.script(_net())
+    optimizer = torch.optim.SGD(scripted.parameters(), 0.1)
+    pruner = Pruner(scripted, optimizer, RAMP)
+    for step in range(8):
+        _plain(scripted, optimizer, step)
+        pruner.step()
+    assert pruner.report().sparsity == pytest.approx(0.8, abs=2e-3)
+    with torch.inference_mode():
+        pruner = Pruner(_net(), None, RAMP)
+        pruner.prune(0.5)
+    assert pruner.report().sparsity == pytest.approx(0.5, abs=2e-3)
+
+
+def test_a_copy_of_a_pruner_has_a_window_of_its_own() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(model, optimizer, RAMP, regrowth=Regrowth(0.2, 2))
+    _plain(model, optimizer, 0)
+    pruner.step()
+    _loss(model, 1).backward()  # the window is open
+    copied = copy.deepcopy(pruner)
+    assert copied.state_dict()["regrowth"].keys() == pruner.state_dict()["regrowth"].keys()
+    assert all(
+        torch.equal(copied._window._step[name], gradient) and copied._window._step[name] is not gradient
+        for name, gradient in pruner._window._step.items()
+    )
+    assert any(bool(gradient.any()) for gradient in copied._window._step.values())
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["optimizer", "none"])

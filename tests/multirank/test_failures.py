@@ -91,7 +91,7 @@ def _save_after_a_failure(rank: int, world_size: int) -> list[str]:
 
 
 def test_what_is_asked_of_a_failed_exchange_raises() -> None:
-    """An emergency checkpoint in the middle of a table says what has happened and waits for nothing that never comes."""
+    """An emergency checkpoint in mid-table says what has happened, and waits for nothing that never comes."""
     with Ranks(2, _save_after_a_failure, timeout_s=LOSS_LIMIT_S[signal.SIGKILL]) as ranks:
         status, errors = ranks.answer(0)
         assert status == "ok", errors

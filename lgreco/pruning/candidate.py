@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lgreco.pruning.masks import kept_numel
 from lgreco.pruning.selection import check_numbers, keep_largest
 from lgreco.pruning.structure import Structure
 
@@ -50,7 +51,7 @@ class Candidate:
     @property
     def standing_groups(self) -> int:
         """How many the masks in force keep."""
-        return self.groups if self.standing is None else int(self.standing.count_nonzero())
+        return self.groups if self.standing is None else kept_numel(self.standing)
 
     def covered(self) -> torch.Tensor:
         """Scores under which what is pruned comes last.

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from lgreco import _C
@@ -48,4 +49,6 @@ def hold_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
 
 def kept_numel(mask: torch.Tensor) -> int:
     """How many weights are kept."""
+    if mask.device.type == "cpu":
+        return int(np.count_nonzero(mask.numpy()))  # torch's takes five times as long
     return int(mask.count_nonzero())

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lgreco.pruning.agreement import device_of, distributed
+from lgreco.pruning.masks import kept_numel
 from lgreco.pruning.selection import keep_largest
 from lgreco.ring import ring_allreduce_bytes
 
@@ -148,7 +149,7 @@ def regrow(
     Returns:
         A mask with as many kept weights.
     """
-    kept = int(mask.count_nonzero())
+    kept = kept_numel(mask)
     steep = gradient.abs().masked_fill(mask, 0.0)
     moved = min(int(fraction * kept), int(steep.count_nonzero()))
     if moved == 0:

@@ -237,8 +237,9 @@ class Controller:
 
     def _idle(self, steps: int) -> bool:
         table = self._table
-        done = self._failure is not None or self._ended or table is None
-        return done or table is None or not any(step < steps for step in table.slices)
+        if table is None or self._ended or self._failure is not None:
+            return True
+        return not any(step < steps for step in table.slices)
 
     def _owes(self, steps: int) -> bool:
         """Whether the thread has still to find the plan that `steps` steps leave in force."""

@@ -14,6 +14,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/error.h"
 #include "engine/replicas.h"
@@ -39,6 +40,7 @@ class StreamExchange final : public Exchange {
     transaction_ = at::zeros({static_cast<int64_t>(sizeof(kernels::DeviceTransaction))},
                              at::TensorOptions().dtype(at::kByte).device(device_));
     residuals_ = new_residuals();
+    count_memory();
   }
 
   void begin_step(std::shared_ptr<const Plan> plan, std::optional<at::Tensor> scale) override {
@@ -61,6 +63,7 @@ class StreamExchange final : public Exchange {
     std::unique_ptr<Residuals> moved = new_residuals();
     moved->take_over(*plan_, *residuals_, *old_plan, rank_);
     residuals_ = std::move(moved);
+    count_memory();
     adopt_committed_half();
   }
 
@@ -103,6 +106,7 @@ class StreamExchange final : public Exchange {
     jobs_.clear();
     plan_ = std::move(plan);
     residuals_ = new_residuals();
+    count_memory();
     adopt_committed_half();
   }
 
@@ -124,16 +128,24 @@ class StreamExchange final : public Exchange {
 
   ExchangeStats stats() const override {
     ExchangeStats stats;
-    stats.steps = static_cast<int64_t>(steps_begun_);
+    stats.steps = static_cast<int64_t>(steps_begun_.load());
     stats.wire_bytes = sent_bytes_;
-    stats.residual_bytes = residuals_->bytes();
-    for (const auto& job : jobs_) stats.buffer_bytes += job->buffer_bytes();
+    stats.residual_bytes = residual_bytes_;
+    stats.buffer_bytes = buffer_bytes_;
     return stats;
   }
 
  private:
   kernels::DeviceTransaction* transaction() {
     return static_cast<kernels::DeviceTransaction*>(transaction_.mutable_data_ptr());
+  }
+
+  // For stats(), which any thread may call.
+  void count_memory() {
+    int64_t bytes = 0;
+    for (const auto& job : jobs_) bytes += job->buffer_bytes();
+    buffer_bytes_ = bytes;
+    residual_bytes_ = residuals_->bytes();
   }
 
   std::unique_ptr<Residuals> new_residuals() const {
@@ -175,6 +187,7 @@ class StreamExchange final : public Exchange {
     if (index == jobs_.size()) {
       jobs_.push_back(std::make_unique<StreamJob>(*plan_, call.layers, rank_, device_));
       side_.synchronize();  // the arrays' host copies go away
+      count_memory();
     }
     return *jobs_[index];
   }
@@ -340,10 +353,10 @@ class StreamExchange final : public Exchange {
   std::unique_ptr<Residuals> residuals_;
   std::vector<std::unique_ptr<StreamJob>> jobs_;  ///< by bucket
   std::optional<at::Tensor> scale_;
-  uint64_t steps_begun_ = 0;
+  std::atomic<uint64_t> steps_begun_{0};
   uint64_t committed_steps_ = 0;
   uint64_t step_base_ = 0;  ///< the device counts in 32 bits
-  int64_t sent_bytes_ = 0;
+  std::atomic<int64_t> sent_bytes_{0}, buffer_bytes_{0}, residual_bytes_{0};
   std::shared_ptr<Snapshot> snapshot_;  ///< to fill in this step; null: none is wanted
   bool closed_ = false;
 };

@@ -112,8 +112,9 @@ __device__ void encode_block(const Coding& coding, const PlacedBlock& placed, co
   const QuantizeSpec& spec = coding.spec;
   const bool finite = (extent.marks & kNonfinite) == 0;
   Spread spread{extent.low, extent.high, 0.0F};
-  if (spec.grid == GridKind::kClipped)
+  if (spec.grid == GridKind::kClipped) {
     spread.mean_of_largest = mean_of_largest<Group>(placed.numel, values);
+  }
   const Grid grid = finite ? make_grid(spec, spread, placed.numel) : broken_grid();
   const bool sound = is_finite(grid.step);
   const int max = max_code(spec);

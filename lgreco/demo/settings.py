@@ -73,17 +73,6 @@ class PrunedRuns(PruningSettings):
 
     runs: list[str] | None = None
 
-    @field_validator("schedule")
-    @classmethod
-    def _schedule_can_be_compared(cls, schedule: dict[str, Any]) -> dict[str, Any]:
-        """YAML gives values of any type; a schedule's own checks are of their size."""
-        kind, power = schedule.get("kind", "cubic"), schedule.get("power", 1.0)
-        if not isinstance(kind, str):
-            raise ValueError(f"kind must be a name such as cubic, linear or one_shot, got {kind!r}")
-        if not isinstance(power, int | float) or isinstance(power, bool):
-            raise ValueError(f"power must be a number above 0, got {power!r}")
-        return schedule
-
 
 class JobSettings(_Section):
     """A whole job: every run of `runs` is trained once for each seed of `seeds`.

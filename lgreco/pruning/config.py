@@ -46,9 +46,14 @@ class PruningSettings(BaseModel):
         """YAML 1.1 reads 2:4 as a number to base 60."""
         return f"{value // 60}:{value % 60}" if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_can_be_made(cls, schedule: dict[str, Any]) -> dict[str, Any]:
+        of_dict(schedule)
+        return schedule
+
     @model_validator(mode="after")
     def _can_be_made(self) -> PruningSettings:
-        of_dict(self.schedule)
         make_criterion(self.criterion)
         parse_structure(self.structure)
         make_allocation(self.allocation)

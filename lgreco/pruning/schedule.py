@@ -97,8 +97,8 @@ class PolynomialSchedule(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_level("initial", self.initial)
-        if not self.power > 0:
-            raise ValueError(f"power must be above 0, got {self.power!r}")
+        if not isinstance(self.power, int | float) or isinstance(self.power, bool) or not self.power > 0:
+            raise ValueError(f"power must be a number above 0, got {self.power!r}")
 
     def _level(self, update: int) -> float:
         if update >= self.end:
@@ -210,7 +210,7 @@ def of_dict(settings: dict[str, Any]) -> Schedule:
         "linear": LinearSchedule,
         "one_shot": OneShotSchedule,
     }
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         raise ValueError(f"schedule must be one of {', '.join(makers)}, got {kind!r}")
     if kind in ("cubic", "linear"):
         settings.setdefault("initial", 0.0)

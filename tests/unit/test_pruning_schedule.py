@@ -106,7 +106,9 @@ def test_cyclic_prunes_and_recovers() -> None:
         ({"final": 0.5, "begin": 0, "end": 4, "every": 0}, "every must be a whole number of steps from 1, got 0"),
         ({"kind": "cubik", "final": 0.5}, "schedule must be one of .*cubic.*, got 'cubik'"),
         ({"final": 0.5, "begin": 0, "end": 4, "evry": 1}, "evry"),
-        ({"kind": "polynomial", "final": 0.5, "begin": 0, "end": 4, "every": 1, "power": 0}, "power must be above 0"),
+        ({"kind": "polynomial", "final": 0.5, "begin": 0, "end": 4, "every": 1, "power": 0}, "power must be a number"),
+        ({"kind": "polynomial", "final": 0.5, "begin": 0, "end": 4, "every": 1, "power": "x"}, "above 0, got 'x'"),
+        ({"kind": [1], "final": 0.5}, r"schedule must be one of .*, got \[1\]"),
         ({"kind": "cyclic", "final": 0.5, "begin": 0, "end": 9, "every": 3, "recover_steps": 3}, "recover_steps"),
     ],
 )  # fmt: skip

@@ -65,7 +65,7 @@ def _load_while_measuring(rank: int, world_size: int) -> Any:
         patch.setattr(Meter, "measure", lambda meter, gradients: (time.sleep(0.5), measure(meter, gradients))[1])
         ddp.load_state_dict(weights)
         state.load_state_dict(saved)
-        assert train(ddp, rank, range(1, 10)) == straight[:9]  # the second table's first step is being measured
+        assert train(ddp, rank, range(1, 11)) == straight[:10]  # the last of the second table is being measured
         ddp.load_state_dict(weights)
         state.load_state_dict(saved)
     again = train(ddp, rank, range(1, 12))

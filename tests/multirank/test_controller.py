@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run
 from torch import nn
 from training import Net, batch_of, digest, loss_of, make, same_on_all_ranks, state_digest, train
@@ -77,6 +79,28 @@ def test_a_running_state_loads_while_a_table_is_measured() -> None:
     """What the thread is at does not reach into the steps that are repeated: bit for bit, and nobody waits for ever."""
     equal, _ = same_on_all_ranks(run(2, _load_while_measuring))
     assert equal
+
+
+def _closed_while_waited_for(rank: int, world_size: int, far: int = 10**6) -> int:
+    ddp = make()
+    state = lgreco.attach(ddp, config())
+    train(ddp, rank, [0])
+    controller = state._binding.controller
+    waiting = [
+        threading.Thread(target=call, args=(far,), daemon=True) for call in (controller.wait, controller.plan)
+    ]  # for tables of steps that never come
+    for each in waiting:
+        each.start()
+    time.sleep(0.2)
+    dist.barrier()
+    state.close()
+    for each in waiting:
+        each.join(20.0)
+    return sum(each.is_alive() for each in waiting)
+
+
+def test_who_waits_for_a_plan_is_let_go_as_the_state_is_closed() -> None:
+    assert run(2, _closed_while_waited_for) == [0, 0]
 
 
 def test_plans_change_at_exact_steps_on_every_rank() -> None:
